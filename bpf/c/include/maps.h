@@ -16,12 +16,15 @@
 #define MAX_ROUTES (64 * 1024)
 #define MAX_IDS (256 * 1024)
 #define MAX_COUNTERS (16 * 1024)
+#define MAX_CONNECTED (128 * 1024)
+#define MAX_FRAGMENTS (8 * 1024)
 
 /* Slots of embryonic_vN and established_vN. */
 #define CT_CURRENT 0
 #define CT_DRAINING 1 /* empty but while a map is being replaced by a larger */
 #define CT_SLOTS 2
 
+/* Inner maps are declared by sizes: clang does not follow the types there. */
 #define FAMILY_MAPS(f)                                                                                                 \
 	struct {                                                                                                       \
 		__uint(type, BPF_MAP_TYPE_HASH);                                                                       \
@@ -47,8 +50,8 @@
 	struct embryonic_inner_v##f {                                                                                  \
 		__uint(type, BPF_MAP_TYPE_LRU_HASH);                                                                   \
 		__uint(max_entries, MAX_EMBRYONIC);                                                                    \
-		__type(key, struct ct_key_v##f);                                                                       \
-		__type(value, struct ct_entry_v##f);                                                                   \
+		__uint(key_size, sizeof(struct ct_key_v##f));								\
+		__uint(value_size, sizeof(struct ct_entry_v##f));							\
 	};                                                                                                             \
 	struct {                                                                                                       \
 		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);                                                              \
@@ -60,8 +63,8 @@
 		__uint(type, BPF_MAP_TYPE_HASH);                                                                       \
 		__uint(max_entries, MAX_ESTABLISHED);                                                                  \
 		__uint(map_flags, BPF_F_NO_PREALLOC);                                                                  \
-		__type(key, struct ct_key_v##f);                                                                       \
-		__type(value, struct ct_entry_v##f);                                                                   \
+		__uint(key_size, sizeof(struct ct_key_v##f));								\
+		__uint(value_size, sizeof(struct ct_entry_v##f));							\
 	};                                                                                                             \
 	struct {                                                                                                       \
 		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);                                                              \
@@ -69,6 +72,18 @@
 		__type(key, __u32);                                                                                    \
 		__array(values, struct established_inner_v##f);                                                        \
 	} established_v##f SEC(".maps");                                                                               \
+	struct {                                                                                                       \
+		__uint(type, BPF_MAP_TYPE_LRU_HASH);                                                                   \
+		__uint(max_entries, MAX_FRAGMENTS);                                                                    \
+		__type(key, struct fragment_key_v##f);                                                                 \
+		__type(value, struct fragment);                                                                        \
+	} fragments_v##f SEC(".maps");                                                                                 \
+	struct {													\
+		__uint(type, BPF_MAP_TYPE_HASH);									\
+		__uint(max_entries, MAX_CONNECTED);									\
+		__type(key, __u64); /* socket cookie */								\
+		__type(value, struct sock_peer_v##f);									\
+	} connected_v##f SEC(".maps");											\
 	struct {                                                                                                       \
 		__uint(type, BPF_MAP_TYPE_SK_STORAGE);                                                                 \
 		__uint(map_flags, BPF_F_NO_PREALLOC);                                                                  \

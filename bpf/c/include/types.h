@@ -69,6 +69,12 @@ enum ct_flags {
 	CT_HAIRPIN = 1 << 4,	   /* the backend is the client */
 };
 
+/* Value of fragments_vN: the ports, which only the first fragment carries. */
+struct fragment {
+	__be16 src_port;
+	__be16 dst_port;
+};
+
 /* Value of routes_vN. */
 struct route {
 	__u32 flags;   /* enum route_flags */
@@ -144,6 +150,11 @@ enum reason {
 
 /* Socket storage: which services a socket talks to. */
 #define SOCK_PEERS 16
+enum sock_peer_used {
+	SOCK_PEER_FREE = 0,
+	SOCK_PEER_CURRENT = 1, /* what is sent to the frontend goes to this backend */
+	SOCK_PEER_PAST = 2,    /* the service lost this backend; answers may be under way */
+};
 struct sock_state_v4 {
 	struct sock_peer_v4 peers[SOCK_PEERS];
 };

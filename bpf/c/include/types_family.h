@@ -36,8 +36,8 @@ struct FAM(sock_peer) {
 	__be16 frontend_port;
 	__be16 backend_port;
 	__u8 proto;
-	__u8 used;
-	__u16 pad;
+	__u8 used;    /* enum sock_peer_used */
+	__u16 offset; /* backend's index within the service's range when it was chosen */
 };
 
 /*
@@ -57,7 +57,9 @@ struct FAM(ct_key) {
 /*
  * A conntrack entry. A flow has up to three tuples:
  *   T1 client <-> frontend   as the client sends it
- *   T2 client <-> backend    as the host's own stack and netfilter see it
+ *   T2 client <-> backend    as the host's own stack and netfilter see it; the
+ *                            client's port is another one (stack_port) when a
+ *                            live flow has this tuple already
  *   T3 source <-> backend    as the backend sees it
  * without source translation T2 and T3 are one, without service translation
  * all three are. The record stands once, under T3 (kind CT_RECORD). The other
@@ -65,12 +67,12 @@ struct FAM(ct_key) {
  * count as absent when no record with that nonce is there.
  */
 struct FAM(ct_entry) {
-	__u64 expires;		    /* coarse monotonic ns; later is a miss */
+	__u64 expires;		    /* coarse monotonic ns; later is a miss. Aliases: 0, they live as long as their record */
 	__u32 nonce;		    /* random; equal in a record and its aliases */
 	__u8 kind;		    /* enum ct_kind */
 	__u8 state;		    /* enum ct_state, in the record */
 	__u16 flags;		    /* enum ct_flags */
-	struct FAM(ct_key) main;    /* aliases: key of the record (T3) */
+	struct FAM(ct_key) main;    /* key of the record (T3); in the record its own */
 	/* From here on only in records. */
 	struct FAM(ip) client_addr; /* T1, T2 */
 	struct FAM(ip) frontend_addr;
@@ -88,9 +90,19 @@ struct FAM(ct_entry) {
 	__u32 set_generation[2];    /* reserved: per local endpoint (client's, backend's) */
 	__u32 entry_node;	    /* reserved: node by which the flow entered */
 	__u64 origin_netns;	    /* reserved: netns cookie of the originator, 0 unknown */
+	__be16 stack_port;	    /* client's port in T2: client_port, or another when T2 collided */
 	__u8 mode;		    /* reserved: how replies return */
 	__u8 tcp_flags[2];	    /* TCP flags seen, by enum ct_dir */
-	__u8 pad[5];
+	__u8 pad[3];
+};
+
+/* fragments_vN: the datagram that fragments belong to. */
+struct FAM(fragment_key) {
+	struct FAM(ip) src;
+	struct FAM(ip) dst;
+	__be32 id;
+	__u8 proto;
+	__u8 pad[3];
 };
 
 /* routes_vN: who owns an address; longest prefix wins. */

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Conntrack: what does not depend on the family. */
+#ifndef MILLRACE_CONNTRACK_H
+#define MILLRACE_CONNTRACK_H
+
+#include "parse.h"
+
+/* A flow of which one end has closed lives this long without traffic: as long
+ * as in the host's own conntrack. */
+#define TCP_HALF_CLOSED_TIMEOUT 120
+
+/* An entry's expiry is written when it moves by more than this: otherwise every
+ * packet would dirty a cache line. */
+#define EXPIRES_STEP NSEC_PER_SEC
+
+/* How long a record in this state outlives its last packet. */
+static __always_inline __u64 ct_timeout(const struct config *cfg, __u8 proto, __u8 state)
+{
+	__u32 seconds;
+
+	if (proto == IPPROTO_TCP) {
+		if (state == CT_ESTABLISHED)
+			seconds = cfg->tcp_established_timeout;
+		else if (state == CT_CLOSED)
+			seconds = cfg->tcp_close_timeout;
+		else if (state == CT_CLOSING)
+			seconds = TCP_HALF_CLOSED_TIMEOUT;
+		else
+			seconds = cfg->tcp_syn_timeout;
+	} else {
+		seconds = state == CT_NEW ? cfg->udp_timeout : cfg->udp_stream_timeout;
+	}
+	return seconds * NSEC_PER_SEC;
+}
+
+/* Whether a packet opens a TCP connection. */
+static __always_inline bool tcp_opens(__u8 flags)
+{
+	return (flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) == TCP_SYN;
+}
+
+/* Whether a record has a T1, a T2 of its own. */
+static __always_inline bool ct_has_frontend_alias(__u16 flags)
+{
+	return flags & CT_DNAT;
+}
+
+static __always_inline bool ct_has_backend_alias(__u16 flags)
+{
+	return (flags & (CT_SNAT | CT_HAIRPIN)) == CT_SNAT;
+}
+
+#endif

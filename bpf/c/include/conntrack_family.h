@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Conntrack: finding, adding, and following flows. See ct_entry for what
+ * stands under which tuple.
+ */
+
+/* What a tuple names. */
+struct FAM(ct_hit) {
+	struct FAM(ct_entry) *record; /* NULL: nothing */
+	__u8 kind;		      /* enum ct_kind of the entry under the tuple */
+	__u8 dir;		      /* enum ct_dir of a packet from src to dst */
+};
+
+/* Room for entries that are being made: too large for the stack. */
+struct FAM(ct_scratch) {
+	struct FAM(ct_key) key;
+	struct FAM(ct_entry) entry;  /* inserted by ct_insert under key */
+	struct FAM(ct_entry) record; /* of the flow being made */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct FAM(ct_scratch));
+} FAM(ct_scratch) SEC(".maps");
+
+static __always_inline struct FAM(ct_scratch) *FAM(ct_scratch_get)(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&FAM(ct_scratch), &zero);
+}
+
+/* Fills a key from two ends; true if a became lo. */
+static __always_inline bool FAM(ct_key_set)(struct FAM(ct_key) *key, const struct FAM(ip) *a, __be16 a_port,
+					    const struct FAM(ip) *b, __be16 b_port, __u8 proto)
+{
+	bool lower = FAM(end_is_lower)(a, a_port, b, b_port);
+
+	if (lower) {
+		key->lo = *a;
+		key->hi = *b;
+		key->lo_port = a_port;
+		key->hi_port = b_port;
+	} else {
+		key->lo = *b;
+		key->hi = *a;
+		key->lo_port = b_port;
+		key->hi_port = a_port;
+	}
+	key->proto = proto;
+	key->pad[0] = key->pad[1] = key->pad[2] = 0;
+	return lower;
+}
+
+static __always_inline bool FAM(ct_key_equal)(const struct FAM(ct_key) *a, const struct FAM(ct_key) *b)
+{
+	return FAM(ip_equal)(&a->lo, &b->lo) && FAM(ip_equal)(&a->hi, &b->hi) && a->lo_port == b->lo_port &&
+	       a->hi_port == b->hi_port && a->proto == b->proto;
+}
+
+static __always_inline void *FAM(ct_established)(__u32 slot)
+{
+	return bpf_map_lookup_elem(&FAM(established), &slot);
+}
+
+static __always_inline void *FAM(ct_embryonic)(__u32 slot)
+{
+	return bpf_map_lookup_elem(&FAM(embryonic), &slot);
+}
+
+static __always_inline struct FAM(ct_entry) *FAM(ct_get)(void *map, const struct FAM(ct_key) *key)
+{
+	return map ? bpf_map_lookup_elem(map, key) : NULL;
+}
+
+static __always_inline bool FAM(ct_is_record)(const struct FAM(ct_entry) *e, __u32 nonce, __u64 now)
+{
+	return e && e->kind == CT_RECORD && e->nonce == nonce && e->expires > now;
+}
+
+/* The record that an alias names, or NULL. */
+static __noinline struct FAM(ct_entry) *FAM(ct_record)(const struct FAM(ct_key) *key, __u32 nonce, __u64 now)
+{
+	struct FAM(ct_entry) *e;
+
+	e = FAM(ct_get)(FAM(ct_established)(CT_CURRENT), key);
+	if (FAM(ct_is_record)(e, nonce, now))
+		return e;
+	e = FAM(ct_get)(FAM(ct_embryonic)(CT_CURRENT), key);
+	if (FAM(ct_is_record)(e, nonce, now))
+		return e;
+	e = FAM(ct_get)(FAM(ct_established)(CT_DRAINING), key);
+	if (FAM(ct_is_record)(e, nonce, now))
+		return e;
+	e = FAM(ct_get)(FAM(ct_embryonic)(CT_DRAINING), key);
+	if (FAM(ct_is_record)(e, nonce, now))
+		return e;
+	return NULL;
+}
+
+/* The live record behind an entry, which may be the entry itself. */
+static __always_inline struct FAM(ct_entry) *FAM(ct_resolve)(struct FAM(ct_entry) *e, __u64 now)
+{
+	if (!e)
+		return NULL;
+	if (e->kind == CT_RECORD)
+		return e->expires > now ? e : NULL;
+	return FAM(ct_record)(&e->main, e->nonce, now);
+}
+
+/*
+ * Finds the flow of a tuple, established flows first. Expired records and
+ * aliases of records that are gone are passed over as if they were not there.
+ * src_is_lo is what ct_key_set returned.
+ */
+static __noinline bool FAM(ct_lookup)(const struct FAM(ct_key) *key, bool src_is_lo, __u64 now,
+				      struct FAM(ct_hit) *hit)
+{
+	struct FAM(ct_entry) *e;
+
+	e = FAM(ct_get)(FAM(ct_established)(CT_CURRENT), key);
+	hit->record = FAM(ct_resolve)(e, now);
+	if (hit->record)
+		goto found;
+	e = FAM(ct_get)(FAM(ct_embryonic)(CT_CURRENT), key);
+	hit->record = FAM(ct_resolve)(e, now);
+	if (hit->record)
+		goto found;
+	e = FAM(ct_get)(FAM(ct_established)(CT_DRAINING), key);
+	hit->record = FAM(ct_resolve)(e, now);
+	if (hit->record)
+		goto found;
+	e = FAM(ct_get)(FAM(ct_embryonic)(CT_DRAINING), key);
+	hit->record = FAM(ct_resolve)(e, now);
+	if (hit->record)
+		goto found;
+	return false;
+found:
+	hit->kind = e->kind;
+	hit->dir = !!(e->flags & CT_ORIG_IS_LO) == src_is_lo ? CT_ORIG : CT_REPLY;
+	return true;
+}
+
+/* Removes a key from every map. */
+static __noinline void FAM(ct_delete)(const struct FAM(ct_key) *key)
+{
+	void *map;
+
+	map = FAM(ct_established)(CT_CURRENT);
+	if (map)
+		bpf_map_delete_elem(map, key);
+	map = FAM(ct_embryonic)(CT_CURRENT);
+	if (map)
+		bpf_map_delete_elem(map, key);
+	map = FAM(ct_established)(CT_DRAINING);
+	if (map)
+		bpf_map_delete_elem(map, key);
+	map = FAM(ct_embryonic)(CT_DRAINING);
+	if (map)
+		bpf_map_delete_elem(map, key);
+}
+
+/* Ends a flow; its aliases name nothing from now on. */
+static __noinline void FAM(ct_forget)(const struct FAM(ct_entry) *r)
+{
+	struct FAM(ct_key) key = r->main; /* the record's own memory goes with it */
+
+	FAM(ct_delete)(&key);
+}
+
+/*
+ * Adds the scratch's entry under the scratch's key among the embryonic flows.
+ * 0, or -EEXIST when a live flow has the tuple (the caller finds it by a
+ * lookup), or another error when there is no room. Dead entries make way.
+ *
+ * A global function, verified once: it is called in a loop.
+ */
+__noinline int FAM(ct_insert)(__u64 now)
+{
+	struct FAM(ct_scratch) *s = FAM(ct_scratch_get)();
+	struct FAM(ct_hit) hit;
+	void *map;
+	int err;
+
+	if (!s)
+		return -1;
+	if (FAM(ct_lookup)(&s->key, true, now, &hit))
+		return -EEXIST;
+	map = FAM(ct_embryonic)(CT_CURRENT);
+	if (!map)
+		return -1;
+	err = bpf_map_update_elem(map, &s->key, &s->entry, BPF_NOEXIST);
+	if (err == -EEXIST) {
+		/* Dead, or another processor's of this very moment. */
+		if (FAM(ct_lookup)(&s->key, true, now, &hit))
+			return -EEXIST;
+		err = bpf_map_update_elem(map, &s->key, &s->entry, BPF_ANY);
+	}
+	if (err)
+		return err;
+	/* What was dead in the other maps would stand before the new entry. */
+	map = FAM(ct_established)(CT_CURRENT);
+	if (map) {
+		struct FAM(ct_entry) *e = bpf_map_lookup_elem(map, &s->key);
+
+		if (e && !FAM(ct_resolve)(e, now))
+			bpf_map_delete_elem(map, &s->key);
+	}
+	return 0;
+}
+
+/* The key of T1. */
+static __always_inline bool FAM(ct_key_frontend)(struct FAM(ct_key) *key, const struct FAM(ct_entry) *r)
+{
+	return FAM(ct_key_set)(key, &r->client_addr, r->client_port, &r->frontend_addr, r->frontend_port,
+			       r->main.proto);
+}
+
+/* The key of T2. */
+static __always_inline bool FAM(ct_key_backend)(struct FAM(ct_key) *key, const struct FAM(ct_entry) *r)
+{
+	return FAM(ct_key_set)(key, &r->client_addr, r->stack_port, &r->backend_addr, r->backend_port, r->main.proto);
+}
+
+/* The key of T3, for a record that is being made. */
+static __always_inline bool FAM(ct_key_record)(struct FAM(ct_key) *key, const struct FAM(ct_entry) *r, __u8 proto)
+{
+	return FAM(ct_key_set)(key, &r->source_addr, r->source_port, &r->backend_addr, r->backend_port, proto);
+}
+
+/* Fills the scratch's entry as an alias of record r. */
+static __always_inline void FAM(ct_alias)(struct FAM(ct_scratch) *s, const struct FAM(ct_entry) *r, __u8 kind,
+					  bool client_is_lo)
+{
+	__builtin_memset(&s->entry, 0, sizeof(s->entry));
+	s->entry.nonce = r->nonce;
+	s->entry.kind = kind;
+	s->entry.flags = (r->flags & ~CT_ORIG_IS_LO) | (client_is_lo ? CT_ORIG_IS_LO : 0);
+	s->entry.main = r->main;
+}
+
+/*
+ * Moves a flow to the established ones: record first, then aliases, then the
+ * embryonic entries go, so that a lookup finds it at every instant. True if it
+ * moved: then r is no more, and the scratch's record is a copy. It stays when
+ * there is no room.
+ */
+static __noinline bool FAM(ct_promote)(const struct FAM(ct_entry) *r, __u64 expires)
+{
+	void *est = FAM(ct_established)(CT_CURRENT);
+	void *emb = FAM(ct_embryonic)(CT_CURRENT);
+	struct FAM(ct_scratch) *s = FAM(ct_scratch_get)();
+	bool lo;
+
+	if (!s || !est || !emb)
+		return false;
+	s->record = *r;
+	s->record.state = CT_ESTABLISHED;
+	s->record.expires = expires;
+	if (bpf_map_update_elem(est, &s->record.main, &s->record, BPF_ANY))
+		return false;
+	if (ct_has_frontend_alias(s->record.flags)) {
+		lo = FAM(ct_key_frontend)(&s->key, &s->record);
+		FAM(ct_alias)(s, &s->record, CT_ALIAS_FRONTEND, lo);
+		if (bpf_map_update_elem(est, &s->key, &s->entry, BPF_ANY))
+			goto undo;
+		bpf_map_delete_elem(emb, &s->key);
+	}
+	if (ct_has_backend_alias(s->record.flags)) {
+		lo = FAM(ct_key_backend)(&s->key, &s->record);
+		FAM(ct_alias)(s, &s->record, CT_ALIAS_BACKEND, lo);
+		/* Its embryonic alias stays and will do while it lasts. */
+		if (!bpf_map_update_elem(est, &s->key, &s->entry, BPF_ANY))
+			bpf_map_delete_elem(emb, &s->key);
+	}
+	bpf_map_delete_elem(emb, &s->record.main);
+	return true;
+undo:
+	bpf_map_delete_elem(est, &s->record.main);
+	return false;
+}
+
+/*
+ * What a packet's TCP flags or direction say about its flow's state. Returns 1
+ * if the record moved to the established ones; the scratch has its key.
+ */
+__noinline int FAM(ct_follow)(struct FAM(ct_entry) *r, const struct FAM(packet) *p, const struct config *cfg,
+			      __u64 now, __u32 dir)
+{
+	__u8 flags, state;
+
+	if (!r || !p || !cfg)
+		return 0;
+	flags = p->tcp_flags;
+	state = r->state;
+	dir &= 1;
+	if (p->proto == IPPROTO_UDP) {
+		if (dir == CT_REPLY && state == CT_NEW)
+			state = CT_REPLIED;
+		else if (dir == CT_ORIG && state == CT_REPLIED)
+			return FAM(ct_promote)(r, now + ct_timeout(cfg, IPPROTO_UDP, CT_ESTABLISHED));
+	} else if (flags & TCP_RST) {
+		state = CT_CLOSED;
+	} else if (flags & TCP_SYN) {
+		/* The other end's answer: note what the originator will confirm. */
+		if (dir == CT_REPLY && (flags & TCP_ACK) && state <= CT_REPLIED) {
+			r->seq_expected = p->seq + 1;
+			state = CT_REPLIED;
+		}
+	} else {
+		if (r->tcp_flags[dir] & TCP_RST) {
+			/*
+			 * It talks after its own RST: that was a stray one, of
+			 * an earlier connection or forged.
+			 */
+			r->tcp_flags[dir] &= ~TCP_RST;
+			if (!((r->tcp_flags[0] | r->tcp_flags[1]) & (TCP_RST | TCP_FIN)) && state == CT_CLOSED)
+				state = r->seq_expected ? CT_ESTABLISHED : CT_NEW;
+		}
+		if (flags & TCP_FIN) {
+			if (r->tcp_flags[!dir] & TCP_FIN)
+				state = CT_CLOSED;
+			else if (state <= CT_CLOSING)
+				state = CT_CLOSING;
+		} else if (dir == CT_ORIG && state == CT_REPLIED && (flags & TCP_ACK) && p->ack == r->seq_expected) {
+			r->tcp_flags[dir] |= flags;
+			return FAM(ct_promote)(r, now + ct_timeout(cfg, IPPROTO_TCP, CT_ESTABLISHED));
+		}
+	}
+	if ((r->tcp_flags[dir] | flags) != r->tcp_flags[dir])
+		r->tcp_flags[dir] |= flags;
+	if (state != r->state) {
+		r->state = state;
+		r->expires = now + ct_timeout(cfg, p->proto, state);
+	}
+	return 0;
+}
+
+/* Keeps a flow alive and follows its state, for a packet of it. Returns the record, which may have moved. */
+static __always_inline struct FAM(ct_entry) *FAM(ct_track)(struct FAM(ct_entry) *r, const struct FAM(packet) *p,
+							   const struct config *cfg, __u64 now, __u8 dir)
+{
+	__u64 expires;
+
+	if (unlikely(r->state != CT_ESTABLISHED || (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)))) {
+		if (FAM(ct_follow)(r, p, cfg, now, dir)) {
+			struct FAM(ct_scratch) *s = FAM(ct_scratch_get)();
+
+			return s ? FAM(ct_get)(FAM(ct_established)(CT_CURRENT), &s->record.main) : NULL;
+		}
+	}
+	expires = now + ct_timeout(cfg, p->proto, r->state);
+	if ((__s64)(expires - r->expires) > (__s64)EXPIRES_STEP)
+		r->expires = expires;
+	return r;
+}

@@ -1,0 +1,381 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* One family's part of sock.h, which includes this with FAMILY 4 and 6. */
+
+static __always_inline bool FAM(sock_same_ip)(const struct FAM(ip) *a, const struct FAM(ip) *b)
+{
+#if FAMILY == 4
+	return a->w[0] == b->w[0];
+#else
+	return !((a->w[0] ^ b->w[0]) | (a->w[1] ^ b->w[1]) | (a->w[2] ^ b->w[2]) | (a->w[3] ^ b->w[3]));
+#endif
+}
+
+/* The address and port of a call. */
+static __always_inline void FAM(sock_read)(const struct bpf_sock_addr *ctx, struct FAM(frontend_key) *key, __u8 proto)
+{
+#if FAMILY == 4
+	key->addr.w[0] = ctx->user_ip4;
+#else
+	key->addr.w[0] = ctx->user_ip6[0];
+	key->addr.w[1] = ctx->user_ip6[1];
+	key->addr.w[2] = ctx->user_ip6[2];
+	key->addr.w[3] = ctx->user_ip6[3];
+#endif
+	key->port = ctx->user_port;
+	key->proto = proto;
+	key->pad = 0;
+}
+
+static __always_inline void FAM(sock_write)(struct bpf_sock_addr *ctx, const struct FAM(ip) *addr, __be16 port)
+{
+#if FAMILY == 4
+	ctx->user_ip4 = addr->w[0];
+#else
+	ctx->user_ip6[0] = addr->w[0];
+	ctx->user_ip6[1] = addr->w[1];
+	ctx->user_ip6[2] = addr->w[2];
+	ctx->user_ip6[3] = addr->w[3];
+#endif
+	ctx->user_port = port;
+}
+
+/* The socket's storage, or NULL when it has none and flags do not create it. */
+static __always_inline struct FAM(sock_state) *FAM(sock_state_get)(struct bpf_sock_addr *ctx, __u64 flags)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	return sk ? bpf_sk_storage_get(&FAM(sockets), sk, NULL, flags) : NULL;
+}
+
+static __always_inline bool FAM(sock_peer_is_frontend)(const struct FAM(sock_peer) *p,
+						       const struct FAM(frontend_key) *key)
+{
+	return p->frontend_port == key->port && FAM(sock_same_ip)(&p->frontend_addr, &key->addr);
+}
+
+static __always_inline bool FAM(sock_peer_is_backend)(const struct FAM(sock_peer) *p, const struct FAM(ip) *addr,
+						      __be16 port)
+{
+	return p->backend_port == port && FAM(sock_same_ip)(&p->backend_addr, addr);
+}
+
+/* The socket's peer that is backend (addr, port), or NULL. At most one is. */
+static __always_inline struct FAM(sock_peer) *FAM(sock_find_backend)(struct FAM(sock_state) *state,
+								     const struct FAM(ip) *addr, __be16 port)
+{
+	for (int i = 0; i < SOCK_PEERS; i++) {
+		struct FAM(sock_peer) *p = &state->peers[i];
+
+		if (p->used != SOCK_PEER_FREE && FAM(sock_peer_is_backend)(p, addr, port))
+			return p;
+	}
+	return NULL;
+}
+
+/*
+ * The caller dials this address itself, so what comes from it is no longer a
+ * service's answer.
+ */
+static __always_inline void FAM(sock_forget)(struct bpf_sock_addr *ctx, const struct FAM(frontend_key) *key)
+{
+	struct FAM(sock_state) *state = FAM(sock_state_get)(ctx, 0);
+	struct FAM(sock_peer) *p;
+
+	if (likely(!state))
+		return;
+	p = FAM(sock_find_backend)(state, &key->addr, key->port);
+	if (p)
+		p->used = SOCK_PEER_FREE;
+}
+
+/*
+ * The backend that a UDP socket already talks to behind this frontend, if the
+ * service still has it: a flow keeps its backend. A peer that the service has
+ * lost is kept for answers under way only.
+ */
+static __noinline __maybe_unused struct FAM(sock_peer) *FAM(sock_find_current)(struct FAM(sock_state) *state,
+								const struct FAM(frontend_key) *key,
+								const struct frontend *fe)
+{
+	struct FAM(sock_peer) *p = NULL;
+	struct FAM(backend) *b;
+	__u32 index;
+
+	for (int i = 0; i < SOCK_PEERS; i++) {
+		p = &state->peers[i];
+		if (p->used == SOCK_PEER_CURRENT && FAM(sock_peer_is_frontend)(p, key))
+			goto found;
+	}
+	return NULL;
+found:
+	if (p->offset < fe->backend_count) {
+		index = fe->first_backend + p->offset;
+		b = bpf_map_lookup_elem(&FAM(backends), &index);
+		if (b && FAM(sock_peer_is_backend)(p, &b->addr, b->port))
+			return p;
+	}
+	/* The service changed; what is left of it may stand elsewhere. */
+	for (__u32 i = 0; i < SOCK_SEARCH_MAX; i++) {
+		if (i >= fe->backend_count)
+			break;
+		index = fe->first_backend + i;
+		b = bpf_map_lookup_elem(&FAM(backends), &index);
+		if (b && FAM(sock_peer_is_backend)(p, &b->addr, b->port)) {
+			p->offset = i;
+			return p;
+		}
+	}
+	p->used = SOCK_PEER_PAST;
+	return NULL;
+}
+
+/* A slot for a new pair of frontend and backend, or NULL. */
+static __always_inline struct FAM(sock_peer) *FAM(sock_slot)(struct FAM(sock_state) *state,
+							     const struct FAM(frontend_key) *key,
+							     const struct FAM(backend) *b)
+{
+	struct FAM(sock_peer) *past = NULL, *p;
+
+	p = FAM(sock_find_backend)(state, &b->addr, b->port);
+	/*
+	 * Answers of a backend behind two frontends could not be told apart. The
+	 * packet programs keep such flows apart by their ports.
+	 */
+	if (p)
+		return p->used == SOCK_PEER_PAST || FAM(sock_peer_is_frontend)(p, key) ? p : NULL;
+	for (int i = 0; i < SOCK_PEERS; i++) {
+		p = &state->peers[i];
+		if (p->used == SOCK_PEER_FREE)
+			return p;
+		if (p->used == SOCK_PEER_PAST)
+			past = p;
+	}
+	return past;
+}
+
+static __always_inline void FAM(sock_peer_set)(struct FAM(sock_peer) *p, const struct FAM(frontend_key) *key,
+					       const struct FAM(backend) *b, __u16 offset)
+{
+	p->frontend_addr = key->addr;
+	p->backend_addr = b->addr;
+	p->frontend_port = key->port;
+	p->backend_port = b->port;
+	p->proto = key->proto;
+	p->used = SOCK_PEER_CURRENT;
+	p->offset = offset;
+}
+
+/* Remembers the peer of a socket that connects; false if there is no room. */
+static __always_inline bool FAM(sock_remember_connect)(struct bpf_sock_addr *ctx, const struct FAM(frontend_key) *key,
+						       const struct FAM(backend) *b)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct FAM(sock_state) *state;
+	struct FAM(sock_peer) peer;
+
+	if (key->proto == IPPROTO_TCP && sock_is_subflow(ctx))
+		return true;
+	FAM(sock_peer_set)(&peer, key, b, 0);
+	if (likely(!bpf_map_update_elem(&FAM(connected), &cookie, &peer, BPF_ANY)))
+		return true;
+	state = FAM(sock_state_get)(ctx, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!state)
+		return false;
+	/* Of the socket's former peers none can answer any more. */
+	FAM(sock_peer_set)(&state->peers[0], key, b, 0);
+	for (int i = 1; i < SOCK_PEERS; i++)
+		state->peers[i].used = SOCK_PEER_FREE;
+	return true;
+}
+
+/* Remembers a backend that a datagram goes to; false if there is no room. */
+static __always_inline bool FAM(sock_remember_sendmsg)(struct bpf_sock_addr *ctx, const struct FAM(frontend_key) *key,
+						       const struct FAM(backend) *b, __u16 offset)
+{
+	struct FAM(sock_state) *state = FAM(sock_state_get)(ctx, BPF_SK_STORAGE_GET_F_CREATE);
+	struct FAM(sock_peer) *p;
+
+	if (!state)
+		return false;
+	p = FAM(sock_slot)(state, key, b);
+	if (!p)
+		return false;
+	FAM(sock_peer_set)(p, key, b, offset);
+	return true;
+}
+
+/*
+ * Whether the backend may be the caller itself, whose address this hook cannot
+ * see: then something listens at the backend's port in the caller's own
+ * namespace. Such calls are left to the packet programs, which know.
+ */
+static __always_inline bool FAM(sock_may_be_self)(struct bpf_sock_addr *ctx, const struct FAM(backend) *b, __u8 proto)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	__u32 size;
+
+#if FAMILY == 4
+	tuple.ipv4.daddr = b->addr.w[0];
+	tuple.ipv4.dport = b->port;
+	size = sizeof(tuple.ipv4);
+#else
+	tuple.ipv6.daddr[0] = b->addr.w[0];
+	tuple.ipv6.daddr[1] = b->addr.w[1];
+	tuple.ipv6.daddr[2] = b->addr.w[2];
+	tuple.ipv6.daddr[3] = b->addr.w[3];
+	tuple.ipv6.dport = b->port;
+	size = sizeof(tuple.ipv6);
+#endif
+	if (proto == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		sk = bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+/*
+ * The frontend at the call's address, if the caller may use it and the
+ * dataplane is enabled.
+ */
+static __always_inline const struct frontend *FAM(sock_frontend)(struct bpf_sock_addr *ctx, const struct config *cfg,
+								 const struct FAM(frontend_key) *key)
+{
+	const struct frontend *fe = bpf_map_lookup_elem(&FAM(frontends), key);
+
+	if (fe && fe->flags & FRONTEND_HOST_ONLY && bpf_get_netns_cookie(ctx) != cfg->host_netns_cookie)
+		return NULL;
+	return fe;
+}
+
+/* Chooses a backend; false if the call must be left to the packet programs. */
+static __always_inline bool FAM(sock_choose)(struct bpf_sock_addr *ctx, const struct config *cfg,
+					     const struct frontend *fe, __u8 proto, struct FAM(backend) *to,
+					     __u32 *offset)
+{
+	struct FAM(backend) *b;
+	__u32 random, index;
+
+	if (proto == IPPROTO_TCP) {
+		random = bpf_get_prandom_u32();
+	} else {
+		/* The same for all datagrams of a socket that are not remembered. */
+		random = (__u32)bpf_get_socket_cookie(ctx) * 0x9e3779b1 ^ fe->service_id * 0x85ebca6b;
+		random ^= random >> 15;
+		random *= 0xc2b2ae35;
+	}
+	*offset = ((__u64)random * fe->backend_count) >> 32;
+	index = fe->first_backend + *offset;
+	b = bpf_map_lookup_elem(&FAM(backends), &index);
+	if (!b)
+		return false;
+	*to = *b;
+	if ((to->flags & (BACKEND_LOCAL | BACKEND_HOST_NETWORK)) != BACKEND_LOCAL)
+		return true;
+	return bpf_get_netns_cookie(ctx) == cfg->host_netns_cookie || !FAM(sock_may_be_self)(ctx, to, proto);
+}
+
+/* What becomes of a connect. */
+static __noinline __maybe_unused int FAM(sock_connect_to)(struct bpf_sock_addr *ctx,
+							  const struct FAM(frontend_key) *key, struct FAM(backend) *to)
+{
+	const struct config *cfg = config_get();
+	const struct frontend *fe;
+	__u64 cookie;
+	__u32 offset;
+
+	if (!cfg)
+		return SOCK_LEAVE;
+	fe = FAM(sock_frontend)(ctx, cfg, key);
+	if (fe && !fe->backend_count && key->proto == IPPROTO_TCP)
+		return SOCK_REFUSE;
+	if (fe && fe->backend_count && FAM(sock_choose)(ctx, cfg, fe, key->proto, to, &offset) &&
+	    FAM(sock_remember_connect)(ctx, key, to))
+		return SOCK_TRANSLATE;
+
+	/* What an earlier connect left would speak for this address, too. */
+	cookie = bpf_get_socket_cookie(ctx);
+	if (unlikely(bpf_map_lookup_elem(&FAM(connected), &cookie)))
+		bpf_map_delete_elem(&FAM(connected), &cookie);
+	FAM(sock_forget)(ctx, key);
+	return SOCK_LEAVE;
+}
+
+/* What becomes of a datagram with an address. */
+static __noinline __maybe_unused int FAM(sock_send_to)(struct bpf_sock_addr *ctx, const struct FAM(frontend_key) *key,
+						       struct FAM(backend) *to)
+{
+	const struct config *cfg = config_get();
+	struct FAM(sock_state) *state;
+	struct FAM(sock_peer) *peer;
+	const struct frontend *fe;
+	__u64 cookie;
+	__u32 offset;
+
+	if (!cfg)
+		return SOCK_LEAVE;
+	/*
+	 * The socket takes answers of its peer alone. If it dialled the peer by
+	 * this frontend, so goes the datagram; else the connect was left alone,
+	 * and so is this. (The kernel runs this program for every datagram of a
+	 * socket whose peer is v4-mapped.)
+	 */
+	if (sock_is_connected(ctx)) {
+		cookie = bpf_get_socket_cookie(ctx);
+		peer = bpf_map_lookup_elem(&FAM(connected), &cookie);
+		if (!peer || !FAM(sock_peer_is_frontend)(peer, key))
+			return SOCK_LEAVE;
+		to->addr = peer->backend_addr;
+		to->port = peer->backend_port;
+		return SOCK_TRANSLATE;
+	}
+	fe = FAM(sock_frontend)(ctx, cfg, key);
+	if (!fe) {
+		FAM(sock_forget)(ctx, key);
+		return SOCK_LEAVE;
+	}
+	/* Packets are answered with a port unreachable. */
+	if (!fe->backend_count)
+		return SOCK_LEAVE;
+	state = FAM(sock_state_get)(ctx, 0);
+	peer = state ? FAM(sock_find_current)(state, key, fe) : NULL;
+	if (peer) {
+		to->addr = peer->backend_addr;
+		to->port = peer->backend_port;
+		return SOCK_TRANSLATE;
+	}
+	if (FAM(sock_choose)(ctx, cfg, fe, key->proto, to, &offset) &&
+	    FAM(sock_remember_sendmsg)(ctx, key, to, offset))
+		return SOCK_TRANSLATE;
+	return SOCK_LEAVE;
+}
+
+/* The frontend that the socket dialled to reach this backend; false if none. */
+static __noinline __maybe_unused bool FAM(sock_translate_back)(struct bpf_sock_addr *ctx,
+							       const struct FAM(frontend_key) *from,
+							       struct FAM(frontend_key) *frontend)
+{
+	struct FAM(sock_state) *state;
+	struct FAM(sock_peer) *p;
+	__u64 cookie;
+
+	if (ctx->type == SOCK_STREAM || sock_is_connected(ctx)) {
+		cookie = bpf_get_socket_cookie(ctx);
+		p = bpf_map_lookup_elem(&FAM(connected), &cookie);
+		if (p && FAM(sock_peer_is_backend)(p, &from->addr, from->port))
+			goto found;
+	}
+	state = FAM(sock_state_get)(ctx, 0);
+	if (!state)
+		return false;
+	p = FAM(sock_find_backend)(state, &from->addr, from->port);
+	if (!p)
+		return false;
+found:
+	frontend->addr = p->frontend_addr;
+	frontend->port = p->frontend_port;
+	return true;
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Options say where the dataplane lives and how large its maps are. Sizes
+// apply when a map is created; one that is pinned already keeps its own, see
+// [Dataplane.Adopted]. Zero stands for the default.
+type Options struct {
+	// PinPath is a directory on a BPF filesystem, created with mode 0700.
+	PinPath string
+
+	MaxFrontends   uint32 // per family; default 262,144
+	MaxBackends    uint32 // per family; default 524,288
+	MaxRoutes      uint32 // per family; default 65,536
+	MaxEmbryonic   uint32 // per family; default 65,536
+	MaxEstablished uint32 // per family; default 524,288
+	MaxConnected   uint32 // connected sockets, per family; default 131,072
+	MaxIDs         uint32 // default 262,144
+
+	// SocketsOnly loads the socket programs alone; AttachDevice then fails.
+	SocketsOnly bool
+	// ForceClsact attaches to devices as kernels without tcx need it.
+	ForceClsact bool
+	// NoSetRetval loads the programs as kernels without bpf_set_retval need
+	// them: refused connections are then answered by packets.
+	NoSetRetval bool
+	// NoMPTCPSock does the same for bpf_skc_to_mptcp_sock.
+	NoMPTCPSock bool
+}
+
+// Dataplane holds the maps and programs. Its methods may be called from many
+// goroutines.
+type Dataplane struct {
+	V4, V6 *FamilyMaps
+
+	Config   *ebpf.Map // array: u32 0 -> layout.Config
+	IDs      *ebpf.Map // hash: layout.IDKey -> u32
+	Counters *ebpf.Map // per-CPU hash: layout.CounterKey -> []layout.Counter
+
+	opts     Options
+	tcx      bool
+	programs map[string]*ebpf.Program
+	maps     map[string]*ebpf.Map // those that programs name
+	adopted  []Adopted
+
+	mu      sync.Mutex // guards attachments' pins
+	barrier barrier
+}
+
+// Adopted tells of a map that was pinned already and is used as it is.
+type Adopted struct {
+	Name       string
+	MaxEntries uint32
+	Wanted     uint32 // what Options ask for
+}
+
+// ErrLayout is wrapped by the error of [Open] when a pinned map's layout is not
+// the programs'.
+var ErrLayout = errors.New("layout of a pinned map differs from the programs'")
+
+// Open creates or adopts the maps and loads the programs; it attaches nothing.
+// Existing attachments go on with the programs they have until AttachCgroup
+// and AttachDevice exchange them.
+func Open(opts Options) (_ *Dataplane, err error) {
+	if err := makePinDirs(opts.PinPath); err != nil {
+		return nil, err
+	}
+	d := &Dataplane{
+		opts:     opts,
+		programs: make(map[string]*ebpf.Program),
+		maps:     make(map[string]*ebpf.Map),
+	}
+	defer func() {
+		if err != nil {
+			d.Close()
+		}
+	}()
+	d.tcx = !opts.ForceClsact && haveTCX() == nil
+
+	objects := objects
+	if opts.SocketsOnly {
+		objects = slices.DeleteFunc(slices.Clone(objects), func(o object) bool { return !strings.HasPrefix(o.name, "sock_") })
+	}
+	specs := make([]*ebpf.CollectionSpec, len(objects))
+	for i, o := range objects {
+		if specs[i], err = o.load(); err != nil {
+			return nil, fmt.Errorf("read object %s: %w", o.name, err)
+		}
+	}
+	if err := d.openMaps(specs[0]); err != nil {
+		return nil, err
+	}
+	for i, o := range objects {
+		if err := d.loadObject(o.name, specs[i]); err != nil {
+			return nil, err
+		}
+		specs[i] = nil
+	}
+	if err := d.pinPrograms(); err != nil {
+		return nil, err
+	}
+	// The objects' type information is garbage now, and large beside
+	// everything else that the agent keeps.
+	debug.FreeOSMemory()
+	return d, nil
+}
+
+// Close closes all file descriptors. What is pinned stays and goes on working.
+func (d *Dataplane) Close() error {
+	for _, p := range d.programs {
+		p.Close()
+	}
+	for _, m := range d.maps {
+		m.Close()
+	}
+	for _, f := range []*FamilyMaps{d.V4, d.V6} {
+		if f != nil {
+			f.Embryonic.close()
+			f.Established.close()
+		}
+	}
+	d.barrier.close()
+	return nil
+}
+
+// Adopted lists the maps that were there before.
+func (d *Dataplane) Adopted() []Adopted { return d.adopted }
+
+// Program returns a loaded program by name (sock_connect4, tc_pod_ingress,
+// ...), or nil. It belongs to d.
+func (d *Dataplane) Program(name string) *ebpf.Program { return d.programs[name] }
+
+// loadObject loads an object's programs on the shared maps.
+func (d *Dataplane) loadObject(name string, spec *ebpf.CollectionSpec) error {
+	for variable, present := range map[string]bool{
+		"have_set_retval": !d.opts.NoSetRetval && haveSetRetval() == nil,
+		"have_mptcp_sock": !d.opts.NoMPTCPSock && haveMPTCPSock() == nil,
+	} {
+		if v := spec.Variables[variable]; v != nil {
+			if err := v.Set(present); err != nil {
+				return fmt.Errorf("set variant of %s: %w", name, err)
+			}
+		}
+	}
+	for mapName, m := range d.maps {
+		s := spec.Maps[mapName]
+		if s == nil {
+			return fmt.Errorf("object %s does not declare map %s", name, mapName)
+		}
+		s.MaxEntries = m.MaxEntries()
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: d.maps})
+	if err != nil {
+		return fmt.Errorf("load object %s: %w", name, err)
+	}
+	defer coll.Close()
+	for prog := range spec.Programs {
+		d.programs[prog] = coll.DetachProgram(prog)
+	}
+	return nil
+}
+
+// pinPrograms replaces programs/ by what was loaded, so that every program can
+// be inspected by path.
+func (d *Dataplane) pinPrograms() error {
+	for name, p := range d.programs {
+		path := filepath.Join(d.opts.PinPath, "programs", name)
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove old pin of program %s: %w", name, err)
+		}
+		c, err := p.Clone() // the original must not count as pinned there
+		if err != nil {
+			return fmt.Errorf("clone program %s: %w", name, err)
+		}
+		err = c.Pin(path)
+		c.Close()
+		if err != nil {
+			return fmt.Errorf("pin program %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// makePinDirs creates the directories of pins.
+func makePinDirs(path string) error {
+	if path == "" {
+		return errors.New("no pin path given")
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return fmt.Errorf("create pin path: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return fmt.Errorf("pin path %s: %w", path, err)
+	}
+	if st.Type != unix.BPF_FS_MAGIC {
+		return fmt.Errorf("pin path %s is not on a BPF filesystem: mount one there or above", path)
+	}
+	for _, dir := range []string{"maps", "links", "programs"} {
+		if err := os.Mkdir(filepath.Join(path, dir), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("create pin directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// RemovePins removes the dataplane under a pin path: attachments first, then
+// programs and maps, then the directory. It needs no open Dataplane.
+func RemovePins(path string) error {
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	errs := removeAttachments(path)
+	for _, dir := range []string{"links", "programs", "maps"} {
+		if err := os.RemoveAll(filepath.Join(path, dir)); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
+
+// FamilyMaps are the maps that exist once per address family.
+type FamilyMaps struct {
+	Family int // 4 or 6
+
+	Frontends *ebpf.Map // hash: layout.FrontendKey -> layout.Frontend
+	Backends  *ebpf.Map // array of layout.Backend; write by WriteBackends alone
+	Routes    *ebpf.Map // LPM: layout.RouteKey -> layout.Route
+	Connected *ebpf.Map // hash: socket cookie -> layout.SockPeer
+	Fragments *ebpf.Map // LRU: layout.FragmentKey -> layout.Fragment
+
+	Embryonic   *Generations // LRU: layout.CtKey -> layout.CtEntry
+	Established *Generations // hash: the same
+}
+
+// Generations is a map that can be exchanged for another while programs use
+// it: they look in Current, then in Draining.
+type Generations struct {
+	Outer    *ebpf.Map // array of maps, by slot
+	Current  *ebpf.Map
+	Draining *ebpf.Map // nil but while the map is being replaced
+}
+
+// Slots of Generations.Outer.
+const (
+	slotCurrent  uint32 = 0
+	slotDraining uint32 = 1
+)
+
+// Maps lists the maps in the order in which programs look into them.
+func (g *Generations) Maps() []*ebpf.Map {
+	if g.Draining == nil {
+		return []*ebpf.Map{g.Current}
+	}
+	return []*ebpf.Map{g.Current, g.Draining}
+}
+
+// close closes the inner maps; the outer one is among the dataplane's.
+func (g *Generations) close() {
+	for _, m := range g.Maps() {
+		m.Close()
+	}
+}
+
+// Family returns the maps of family 4 or 6.
+func (d *Dataplane) Family(family int) *FamilyMaps {
+	if family == 6 {
+		return d.V6
+	}
+	return d.V4
+}
+
+// openMaps creates or adopts every map that spec declares.
+func (d *Dataplane) openMaps(spec *ebpf.CollectionSpec) error {
+	o := d.opts
+	for name, size := range map[string]uint32{
+		"frontends_v4": o.MaxFrontends, "frontends_v6": o.MaxFrontends,
+		"backends_v4": o.MaxBackends, "backends_v6": o.MaxBackends,
+		"routes_v4": o.MaxRoutes, "routes_v6": o.MaxRoutes,
+		"connected_v4": o.MaxConnected, "connected_v6": o.MaxConnected,
+		"ids": o.MaxIDs,
+	} {
+		if s := spec.Maps[name]; s != nil && size != 0 {
+			s.MaxEntries = size
+		}
+	}
+	for name, size := range map[string]uint32{
+		"embryonic_v4": o.MaxEmbryonic, "embryonic_v6": o.MaxEmbryonic,
+		"established_v4": o.MaxEstablished, "established_v6": o.MaxEstablished,
+	} {
+		if s := spec.Maps[name]; s != nil && s.InnerMap != nil && size != 0 {
+			s.InnerMap.MaxEntries = size
+		}
+	}
+	for name, s := range spec.Maps {
+		if isObjectData(name) {
+			continue
+		}
+		m, err := d.openMap(name, s)
+		if err != nil {
+			return err
+		}
+		d.maps[name] = m
+	}
+	d.Config, d.IDs, d.Counters = d.maps["config"], d.maps["ids"], d.maps["counters"]
+	var err error
+	if d.V4, err = d.openFamily(4, spec); err != nil {
+		return err
+	}
+	if d.V6, err = d.openFamily(6, spec); err != nil {
+		return err
+	}
+	return d.barrier.open()
+}
+
+// isObjectData tells maps that hold one object's constants and variables.
+func isObjectData(name string) bool { return name[0] == '.' }
+
+func (d *Dataplane) openFamily(family int, spec *ebpf.CollectionSpec) (*FamilyMaps, error) {
+	name := func(base string) string { return fmt.Sprintf("%s_v%d", base, family) }
+	embryonic, err := d.openGenerations(name("embryonic"), spec)
+	if err != nil {
+		return nil, err
+	}
+	established, err := d.openGenerations(name("established"), spec)
+	if err != nil {
+		embryonic.close()
+		return nil, err
+	}
+	return &FamilyMaps{
+		Family:      family,
+		Frontends:   d.maps[name("frontends")],
+		Backends:    d.maps[name("backends")],
+		Routes:      d.maps[name("routes")],
+		Connected:   d.maps[name("connected")],
+		Fragments:   d.maps[name("fragments")],
+		Embryonic:   embryonic,
+		Established: established,
+	}, nil
+}
+
+// openGenerations opens the inner maps of an array of maps. The pins of the
+// inner maps are the truth: the slots are written to match them, which a crash
+// between the two writes of a change may have left undone.
+func (d *Dataplane) openGenerations(name string, spec *ebpf.CollectionSpec) (*Generations, error) {
+	g := &Generations{Outer: d.maps[name]}
+	s := spec.Maps[name]
+	if g.Outer == nil || s.InnerMap == nil {
+		return nil, fmt.Errorf("objects have no array of maps %s", name)
+	}
+	var err error
+	if g.Current, err = d.openMap(name+"-current", s.InnerMap); err != nil {
+		return nil, err
+	}
+	draining := name + "-draining"
+	if _, err := os.Lstat(d.mapPin(draining)); err == nil {
+		if g.Draining, err = d.openMap(draining, s.InnerMap); err != nil {
+			g.close()
+			return nil, err
+		}
+	}
+	if err := g.writeSlots(); err != nil {
+		g.close()
+		return nil, fmt.Errorf("map %s: %w", name, err)
+	}
+	return g, nil
+}
+
+// writeSlots makes the slots name the inner maps. A slot that does already is
+// not written, since every write waits until no program uses the old map.
+func (g *Generations) writeSlots() error {
+	for slot, m := range map[uint32]*ebpf.Map{slotCurrent: g.Current, slotDraining: g.Draining} {
+		var have uint32
+		err := g.Outer.Lookup(slot, &have) // reads the inner map's id
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("read slot %d: %w", slot, err)
+		}
+		empty := err != nil
+		if m == nil {
+			if empty {
+				continue
+			}
+			if err := g.Outer.Delete(slot); err != nil {
+				return fmt.Errorf("empty slot %d: %w", slot, err)
+			}
+			continue
+		}
+		info, err := m.Info()
+		if err != nil {
+			return fmt.Errorf("inner map: %w", err)
+		}
+		if id, ok := info.ID(); ok && !empty && uint32(id) == have {
+			continue
+		}
+		if err := g.Outer.Put(slot, m); err != nil {
+			return fmt.Errorf("write slot %d: %w", slot, err)
+		}
+	}
+	return nil
+}
+
+func (d *Dataplane) mapPin(name string) string { return filepath.Join(d.opts.PinPath, "maps", name) }
+
+// openMap adopts the map pinned under name, or creates and pins it.
+func (d *Dataplane) openMap(name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	path := d.mapPin(name)
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err == nil {
+		wanted := *spec
+		wanted.MaxEntries = m.MaxEntries()
+		if err := wanted.Compatible(m); err != nil {
+			m.Close()
+			return nil, fmt.Errorf("%w: map %s: %w", ErrLayout, name, err)
+		}
+		d.adopted = append(d.adopted, Adopted{Name: name, MaxEntries: m.MaxEntries(), Wanted: spec.MaxEntries})
+		return m, nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("open pinned map %s: %w", name, err)
+	}
+	s := spec.Copy()
+	s.Contents = nil
+	if m, err = ebpf.NewMap(s); err != nil {
+		return nil, fmt.Errorf("create map %s: %w", name, err)
+	}
+	if err := m.Pin(path); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("pin map %s: %w", name, err)
+	}
+	return m, nil
+}

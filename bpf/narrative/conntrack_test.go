@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package narrative
+
+import (
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/millrace-project/millrace/bpf/layout"
+)
+
+// flow is a conntrack entry as the tests look at it.
+type flow struct {
+	kind        layout.CtKind
+	state       layout.CtState
+	flags       layout.CtFlags
+	established bool
+	client      netip.AddrPort
+	frontend    netip.AddrPort
+	source      netip.AddrPort
+	backend     netip.AddrPort
+	outKind     [2]layout.DeviceKind
+	expires     uint64
+	nonce       uint32
+}
+
+// entry finds the conntrack entry under the tuple of two ends.
+func (h *host) entry(a, b netip.AddrPort) (flow, bool) {
+	h.t.Helper()
+	if h.n == 4 {
+		return lookup[layout.V4](h, node.d.V4.Embryonic.Current, node.d.V4.Established.Current, a, b)
+	}
+	return lookup[layout.V6](h, node.d.V6.Embryonic.Current, node.d.V6.Established.Current, a, b)
+}
+
+func lookup[A layout.IP](h *host, embryonic, established *ebpf.Map, a, b netip.AddrPort) (flow, bool) {
+	h.t.Helper()
+	key, _, ok := layout.NewCtKey[A](a, b, h.proto)
+	if !ok {
+		h.t.Fatalf("%s and %s are not of one family", a, b)
+	}
+	var e layout.CtEntry[A]
+	isEstablished := true
+	if established.Lookup(key, &e) != nil {
+		isEstablished = false
+		if embryonic.Lookup(key, &e) != nil {
+			return flow{}, false
+		}
+	}
+	return flow{kind: e.Kind, state: e.State, flags: e.Flags, established: isEstablished, client: e.Client(), frontend: e.Frontend(),
+		source: e.Source(), backend: e.Backend(), outKind: e.OutKind, expires: e.Expires, nonce: e.Nonce}, true
+}
+
+// record is the flow of a backend and its client; it must exist.
+func (h *host) record(source, backend netip.AddrPort) flow {
+	h.t.Helper()
+	f, ok := h.entry(source, backend)
+	if !ok || f.kind != layout.CtRecord {
+		h.t.Fatalf("no record of %s and %s", source, backend)
+	}
+	return f
+}
+
+// change rewrites the entry of two ends in the map where it is.
+func (h *host) change(a, b netip.AddrPort, f func(expires *uint64, nonce *uint32)) {
+	h.t.Helper()
+	if h.n == 4 {
+		change[layout.V4](h, []*ebpf.Map{node.d.V4.Embryonic.Current, node.d.V4.Established.Current}, a, b, f)
+	} else {
+		change[layout.V6](h, []*ebpf.Map{node.d.V6.Embryonic.Current, node.d.V6.Established.Current}, a, b, f)
+	}
+}
+
+func change[A layout.IP](h *host, maps []*ebpf.Map, a, b netip.AddrPort, f func(expires *uint64, nonce *uint32)) {
+	h.t.Helper()
+	key, _, _ := layout.NewCtKey[A](a, b, h.proto)
+	for _, m := range maps {
+		var e layout.CtEntry[A]
+		if m.Lookup(key, &e) != nil {
+			continue
+		}
+		f(&e.Expires, &e.Nonce)
+		if err := m.Update(key, e, ebpf.UpdateExist); err != nil {
+			h.t.Fatal(err)
+		}
+		return
+	}
+	h.t.Fatalf("no entry of %s and %s", a, b)
+}
+
+// remove deletes the entry of two ends.
+func (h *host) remove(a, b netip.AddrPort) {
+	h.t.Helper()
+	maps := []*ebpf.Map{node.d.V4.Embryonic.Current, node.d.V4.Established.Current}
+	var key any
+	if h.n == 4 {
+		key, _, _ = layout.NewCtKey[layout.V4](a, b, h.proto)
+	} else {
+		key, _, _ = layout.NewCtKey[layout.V6](a, b, h.proto)
+		maps = []*ebpf.Map{node.d.V6.Embryonic.Current, node.d.V6.Established.Current}
+	}
+	for _, m := range maps {
+		if m.Delete(key) == nil {
+			return
+		}
+	}
+	h.t.Fatalf("no entry of %s and %s", a, b)
+}
