@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace-project/millrace/calc/canonical"
+	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
+	"github.com/millrace-project/millrace/services/calculator/internal/api"
+	"github.com/millrace-project/millrace/services/calculator/internal/pipeline"
+	"github.com/millrace-project/millrace/services/calculator/internal/publish"
+	"github.com/millrace-project/millrace/services/calculator/internal/source"
+	"github.com/millrace-project/millrace/services/calculator/internal/source/dir"
+	"github.com/millrace-project/millrace/services/calculator/internal/source/kube"
+	"github.com/millrace-project/millrace/services/internal/buildinfo"
+	"github.com/millrace-project/millrace/services/internal/transport"
+)
+
+// calculator is a running calculator.
+type calculator struct {
+	options   *options
+	log       *zap.Logger
+	registry  *prometheus.Registry
+	source    source.Source
+	publisher *publish.Publisher
+	sync      *publish.Service
+	pipeline  *pipeline.Pipeline
+	servers   *servers
+}
+
+// run runs a calculator until the context ends or it cannot go on.
+func run(ctx context.Context, o *options, stderr io.Writer) error {
+	log := newLog(o, stderr)
+	defer log.Sync() //nolint:errcheck // standard error cannot always be synced
+	c, err := build(o, log)
+	if err != nil {
+		return err
+	}
+	// All listeners before anything is read: an address in use is an error at
+	// the start.
+	listeners, err := c.listen()
+	if err != nil {
+		return err
+	}
+	log.Info("calculator starts", zap.String("version", buildinfo.Version()), zap.String("id", c.sync.CalculatorID),
+		zap.String("source", c.source.Name()), zap.String("listen", o.listen), zap.String("socket", o.socket),
+		zap.String("metrics", o.metricsListen))
+
+	// Reading ends only after the streams have been drained: until then agents
+	// get what changes.
+	working, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	group, failed := errgroup.WithContext(working)
+	group.Go(func() error { c.pipeline.Run(failed); return nil })
+	group.Go(func() error { return c.source.Run(failed, c.pipeline) })
+	group.Go(func() error { c.servers.followHealth(failed, c.publisher); return nil })
+	for _, serve := range listeners {
+		group.Go(serve)
+	}
+	select {
+	case <-ctx.Done():
+		log.Info("calculator stops")
+	case <-failed.Done():
+	}
+	c.servers.stop(c.sync, o)
+	stopWork()
+	return group.Wait()
+}
+
+func newLog(o *options, stderr io.Writer) *zap.Logger {
+	config := zap.NewProductionEncoderConfig()
+	config.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	config.EncodeDuration = zapcore.StringDurationEncoder
+	encoder := zapcore.NewJSONEncoder(config)
+	if o.logFormat == "console" {
+		encoder = zapcore.NewConsoleEncoder(config)
+	}
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(stderr)), o.level))
+}
+
+// build puts the parts of a calculator together.
+func build(o *options, log *zap.Logger) (*calculator, error) {
+	c := &calculator{options: o, log: log, registry: prometheus.NewRegistry(), publisher: publish.NewPublisher()}
+	version := buildinfo.Version()
+	info := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "millrace", Subsystem: "calculator", Name: "build_info",
+		Help: "Always 1; what is running is in the labels.", ConstLabels: prometheus.Labels{"version": version}})
+	info.Set(1)
+	c.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	var err error
+	if c.source, err = newSource(o, log.Named("source")); err != nil {
+		return nil, err
+	}
+	problems := pipeline.NewProblems(log.Named("problems"), c.registry)
+	c.pipeline = pipeline.New(c.publisher, problems, log.Named("pipeline"), pipeline.DefaultInterval)
+	schemas := map[dataplanev1.ResourceType]uint32{}
+	for number := range dataplanev1.ResourceType_name {
+		if schema := canonical.Schema(dataplanev1.ResourceType(number)); schema != 0 {
+			schemas[dataplanev1.ResourceType(number)] = schema
+		}
+	}
+	c.sync = publish.NewService(c.publisher, publish.Options{
+		CalculatorID: calculatorID(), Version: version, Epoch: c.source.Epoch, Schemas: schemas,
+		Log: log.Named("sync"), Registry: c.registry})
+	c.servers = newServers(o, c.sync, &api.Service{
+		Version: version, CalculatorID: c.sync.CalculatorID, StartTime: time.Now(), Source: c.source,
+		Publisher: c.publisher, Sync: c.sync, Problems: problems.List})
+	return c, nil
+}
+
+func newSource(o *options, log *zap.Logger) (source.Source, error) {
+	if o.source == "dir" {
+		return dir.New(o.manifests, log), nil
+	}
+	config, err := kube.Config(o.kubeconfig, "millrace-calculator/"+buildinfo.Version())
+	if err != nil {
+		return nil, fmt.Errorf("--source=kube: %w", err)
+	}
+	return kube.New(config, log)
+}
+
+// calculatorID identifies the process: the host for people, chance for the
+// rest.
+func calculatorID() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return host + "-" + rand.Text()[:8]
+}
+
+// listen opens all addresses and returns what serves on them until the servers
+// are stopped.
+func (c *calculator) listen() ([]func() error, error) {
+	var serve []func() error
+	add := func(what string, listener net.Listener, server func(net.Listener) error) {
+		serve = append(serve, func() error {
+			if err := server(listener); err != nil {
+				return fmt.Errorf("serving %s on %s: %w", what, listener.Addr(), err)
+			}
+			return nil
+		})
+	}
+	if c.options.listen != "" {
+		listener, err := net.Listen("tcp", c.options.listen)
+		if err != nil {
+			return nil, fmt.Errorf("--listen: %w", err)
+		}
+		add("gRPC", listener, c.servers.tcp.Serve)
+	}
+	if c.options.socket != "" {
+		listener, err := transport.ListenUnix(c.options.socket)
+		if err != nil {
+			return nil, fmt.Errorf("--socket: %w", err)
+		}
+		add("gRPC", listener, c.servers.unix.Serve)
+	}
+	if c.options.metricsListen != "" {
+		listener, err := net.Listen("tcp", c.options.metricsListen)
+		if err != nil {
+			return nil, fmt.Errorf("--metrics-listen: %w", err)
+		}
+		c.servers.http = newHTTP(c.registry, c.publisher, c.options.pprof)
+		add("metrics", listener, c.servers.serveHTTP)
+	}
+	return serve, nil
+}

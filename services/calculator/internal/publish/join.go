@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package publish
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	"github.com/millrace-project/millrace/proto/digest"
+	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
+)
+
+// admit waits until the calculator can serve the agent and returns what its
+// node is to be given, or why it cannot be served.
+func (st *stream) admit(hello *dataplanev1.Hello) (view, error) {
+	node, err := st.authorize(hello.GetNodeName())
+	if err != nil {
+		return view{}, err
+	}
+	st.node = node
+	if len(hello.GetTypes()) == 0 {
+		return view{}, refusal(codes.InvalidArgument, ReasonMalformed, "field hello.types: an agent must announce at least one type")
+	}
+	if count := len(hello.GetBucketDigests()); count&(count-1) != 0 {
+		return view{}, refusal(codes.InvalidArgument, ReasonMalformed,
+			"field hello.bucket_digests: %d buckets, the count must be a power of two", count)
+	}
+	for _, support := range hello.GetTypes() {
+		if schema, ok := st.service.Schemas[support.GetType()]; ok && support.GetSchema() >= schema {
+			st.types.add(support.GetType())
+		}
+	}
+	patience := time.NewTimer(st.service.Patience)
+	defer patience.Stop()
+	for {
+		now, refused := st.ready(hello)
+		if refused == nil {
+			return now.view, nil
+		}
+		if now.final {
+			return view{}, refused
+		}
+		select {
+		case <-now.advanced:
+		case <-patience.C:
+			return view{}, refused
+		case <-st.context().Done():
+			return view{}, st.context().Err()
+		}
+	}
+}
+
+// readiness is the outcome of one look at whether an agent can be served.
+type readiness struct {
+	view view
+	// final tells that waiting will not help.
+	final    bool
+	advanced <-chan struct{}
+}
+
+// ready looks whether the agent can be served now.
+func (st *stream) ready(hello *dataplanev1.Hello) (readiness, error) {
+	snapshot, reached, advanced := st.service.publisher.status()
+	if snapshot == nil {
+		return readiness{advanced: advanced}, refusal(codes.Unavailable, ReasonNotSynced, "this calculator has not read its source in whole yet")
+	}
+	if epoch := st.service.Epoch(); hello.GetEpoch() != "" && hello.GetEpoch() != epoch {
+		return readiness{final: true}, refusal(codes.FailedPrecondition, ReasonWrongEpoch,
+			"field hello.epoch: the agent holds state of %q, this calculator computes %q", hello.GetEpoch(), epoch)
+	}
+	now, ok := snapshot.view(st.node)
+	if !ok {
+		return readiness{advanced: advanced}, unknownNode(st.node)
+	}
+	if kinds := reached.behind(hello.GetPosition().GetResourceVersions()); len(kinds) > 0 {
+		return readiness{advanced: advanced}, refusal(codes.Unavailable, ReasonBehindPosition,
+			"field hello.position: the agent knows more than this calculator: %s", strings.Join(kinds, ", "))
+	}
+	return readiness{view: now}, nil
+}
+
+func unknownNode(node string) error {
+	return refusal(codes.NotFound, ReasonUnknownNode, "the cluster has no node %q", node)
+}
+
+// nodeUserPrefix is what Kubernetes puts before a node's name in the subject
+// of its certificate.
+const nodeUserPrefix = "system:node:"
+
+// authorize returns the name of the node. If the agent has shown a certificate
+// that was verified, its name decides.
+func (st *stream) authorize(claimed string) (string, error) {
+	if p, ok := peer.FromContext(st.context()); ok {
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(info.State.VerifiedChains) > 0 {
+			leaf := info.State.VerifiedChains[0][0]
+			name := strings.TrimPrefix(leaf.Subject.CommonName, nodeUserPrefix)
+			if name == "" && len(leaf.DNSNames) > 0 {
+				name = leaf.DNSNames[0]
+			}
+			if name == "" || (claimed != "" && claimed != name) {
+				return "", refusal(codes.PermissionDenied, ReasonWrongNode,
+					"field hello.node_name: %q, but the certificate is of node %q", claimed, name)
+			}
+			return name, nil
+		}
+	}
+	if claimed == "" {
+		return "", refusal(codes.InvalidArgument, ReasonMalformed, "field hello.node_name: must not be empty")
+	}
+	return claimed, nil
+}
+
+func (st *stream) welcome() error {
+	f, err := encodeResponse(&dataplanev1.SyncResponse{Message: &dataplanev1.SyncResponse_Welcome{Welcome: &dataplanev1.Welcome{
+		CalculatorId:      st.service.CalculatorID,
+		CalculatorVersion: st.service.Version,
+		Epoch:             st.service.Epoch(),
+		Buckets:           digest.Count,
+	}}})
+	if err != nil {
+		return err
+	}
+	return st.sendFrame(f)
+}
+
+// bringUp sends the first batch: what leads from what the agent holds to now.
+func (st *stream) bringUp(node *nodeState, now *view, hello *dataplanev1.Hello, floor Position) error {
+	digests := now.digests(st.types)
+	kind, frames := batchJoin, []*frame(nil)
+	if len(hello.GetBucketDigests()) == 0 {
+		var err error
+		if frames, err = now.fullFrames(st.types); err != nil {
+			return err
+		}
+	} else {
+		kind = batchResume
+		differing, _ := digests.Differing(hello.GetBucketDigests()) // the count was checked by admit
+		held, err := st.askHeld(differing)
+		if err != nil {
+			return err
+		}
+		c := now.resumeChanges(st.types, held)
+		if frames, err = c.frames(); err != nil {
+			return fmt.Errorf("encoding what differs from what the agent holds: %w", err)
+		}
+	}
+	commit, err := encodeCommit(now.revision, now.position.Merge(floor), time.Time{}, digests.Sum())
+	if err != nil {
+		return fmt.Errorf("encoding the first commit: %w", err)
+	}
+	return st.sendBatch(node, kind, frames, commit, now.revision, time.Time{})
+}
+
+// askHeld asks for what the agent holds in the buckets and waits for all
+// answers.
+func (st *stream) askHeld(buckets []uint32) (map[uint32]map[name]uint64, error) {
+	if len(buckets) == 0 {
+		return nil, nil
+	}
+	f, err := encodeResponse(&dataplanev1.SyncResponse{Message: &dataplanev1.SyncResponse_HeldRequest{
+		HeldRequest: &dataplanev1.HeldRequest{Buckets: buckets}}})
+	if err != nil {
+		return nil, err
+	}
+	if err := st.sendFrame(f); err != nil {
+		return nil, err
+	}
+	missing := make(map[uint32]struct{}, len(buckets))
+	for _, bucket := range buckets {
+		missing[bucket] = struct{}{}
+	}
+	held := make(map[uint32]map[name]uint64, len(buckets))
+	patience := time.NewTimer(st.service.Answer)
+	defer patience.Stop()
+	for len(missing) > 0 {
+		select {
+		case answer := <-st.held:
+			if _, ok := missing[answer.GetBucket()]; !ok {
+				return nil, refusal(codes.InvalidArgument, ReasonMalformed, "field held.bucket: bucket %d was not asked for or has been answered", answer.GetBucket())
+			}
+			delete(missing, answer.GetBucket())
+			resources := make(map[name]uint64, len(answer.GetResources()))
+			for _, resource := range answer.GetResources() {
+				n := nameOf(resource.GetName())
+				if bucketIndex(n) != int(answer.GetBucket()) {
+					return nil, refusal(codes.InvalidArgument, ReasonMalformed,
+						"field held.resources: %s %q does not belong to bucket %d", n.kind, n.key, answer.GetBucket())
+				}
+				resources[n] = resource.GetVersion()
+			}
+			held[answer.GetBucket()] = resources
+		case <-patience.C:
+			return nil, refusal(codes.InvalidArgument, ReasonMalformed, "%d held messages did not come in %v", len(missing), st.service.Answer)
+		case <-st.context().Done():
+			return nil, st.context().Err()
+		}
+	}
+	return held, nil
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package publish
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
+)
+
+// Options configures a Service.
+type Options struct {
+	// CalculatorID identifies the process.
+	CalculatorID string
+	// Version is shown to agents.
+	Version string
+	// Epoch returns the identity of the cluster; it is asked once the source
+	// has been read in whole.
+	Epoch func() string
+	// Schemas has the schema number of every type that is published.
+	Schemas map[dataplanev1.ResourceType]uint32
+	// Patience is how long a stream waits for the calculator to have synced or
+	// to have reached the agent's position before it is refused. Default 5 s.
+	Patience time.Duration
+	// Answer is how long an agent may take to answer where the protocol waits
+	// for it. Default 30 s.
+	Answer time.Duration
+	// Log gets what happens to streams.
+	Log *zap.Logger
+	// Registry gets the metrics.
+	Registry prometheus.Registerer
+}
+
+// Service implements SyncService. The server it is registered with must use
+// Codec.
+type Service struct {
+	dataplanev1.UnimplementedSyncServiceServer
+	Options
+	publisher *Publisher
+	metrics   *metrics
+
+	mu       sync.Mutex
+	nodes    map[string]*nodeState
+	streams  map[*stream]struct{}
+	idle     chan struct{} // closed while draining and no stream is left
+	draining bool
+}
+
+// NewService returns a service that streams what the publisher publishes.
+func NewService(publisher *Publisher, options Options) *Service {
+	if options.Patience == 0 {
+		options.Patience = 5 * time.Second
+	}
+	if options.Answer == 0 {
+		options.Answer = 30 * time.Second
+	}
+	s := &Service{
+		Options:   options,
+		publisher: publisher,
+		nodes:     map[string]*nodeState{},
+		streams:   map[*stream]struct{}{},
+		idle:      make(chan struct{}),
+	}
+	s.metrics = newMetrics(options.Registry, s)
+	return s
+}
+
+// Sync implements SyncService.
+func (s *Service) Sync(server grpc.BidiStreamingServer[dataplanev1.SyncRequest, dataplanev1.SyncResponse]) error {
+	st := newStream(s, server)
+	if err := s.register(st); err != nil {
+		return s.ended(st, err)
+	}
+	defer s.unregister(st)
+	s.metrics.opened.Inc()
+	s.metrics.streams.Inc()
+	defer s.metrics.streams.Dec()
+
+	// A send blocks for as long as the agent does not read. It has a goroutine
+	// of its own, so that the stream can end meanwhile: returning from here
+	// ends the context, and with it a blocked send and receive.
+	done := make(chan error, 2)
+	go func() { done <- st.receive() }()
+	go func() { done <- st.send() }()
+	var err error
+	select {
+	case err = <-done:
+	case <-st.replaced:
+		err = refusal(codes.Aborted, ReasonReplaced, "a newer stream of node %q replaces this one", st.node)
+	case <-server.Context().Done():
+		err = status.FromContextError(server.Context().Err()).Err()
+	}
+	return s.ended(st, err)
+}
+
+// ended counts and logs the end of a stream.
+func (s *Service) ended(st *stream, err error) error {
+	if errors.Is(err, io.EOF) {
+		err = nil // the agent has closed its side: a proper end
+	}
+	reason := ReasonOf(err)
+	if reason == "" {
+		reason = status.Code(err).String()
+	}
+	s.metrics.ended.WithLabelValues(reason).Inc()
+	if reason == ReasonMalformed || reason == ReasonUnknownMessage {
+		s.noteViolation(st.claimed.Load().(string), err)
+	}
+	fields := []zap.Field{zap.String("node", st.claimed.Load().(string)), zap.String("peer", st.peer), zap.String("reason", reason)}
+	switch status.Code(err) {
+	case codes.OK, codes.Canceled:
+		s.Log.Info("stream ended", fields...)
+	default:
+		s.Log.Warn("stream ended", append(fields, zap.Error(err))...)
+	}
+	return err
+}
+
+func (s *Service) register(st *stream) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		return refusal(codes.Unavailable, ReasonDraining, "this calculator is about to stop")
+	}
+	s.streams[st] = struct{}{}
+	return nil
+}
+
+func (s *Service) unregister(st *stream) {
+	detach(st)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.streams, st)
+	if s.draining && len(s.streams) == 0 {
+		close(s.idle)
+	}
+}
+
+// drainPace is the most that streams are spaced when draining: few streams need
+// not take the whole time.
+const drainPace = 20 * time.Millisecond
+
+// Drain refuses new streams, tells the present ones to go elsewhere, evenly
+// spread over at most the time given so that other calculators are not
+// stormed, and returns when all have gone, when those told last have had the
+// time of grace, or when the context ends.
+func (s *Service) Drain(ctx context.Context, reason string, spread, grace time.Duration) {
+	s.mu.Lock()
+	s.draining = true
+	streams := make([]*stream, 0, len(s.streams))
+	for st := range s.streams {
+		streams = append(streams, st)
+	}
+	s.mu.Unlock()
+	if len(streams) == 0 {
+		return
+	}
+	s.Log.Info("sending agents elsewhere", zap.Int("streams", len(streams)))
+	pace := time.NewTicker(max(min(spread/time.Duration(len(streams)), drainPace), time.Microsecond))
+	defer pace.Stop()
+	for _, st := range streams {
+		st.drain <- reason // has room for the one reason it ever gets
+		select {
+		case <-pace.C:
+		case <-s.idle:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+	timeout := time.NewTimer(grace)
+	defer timeout.Stop()
+	select {
+	case <-s.idle:
+	case <-timeout.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/millrace-project/millrace/calc/model"
+	"github.com/millrace-project/millrace/calc/problem"
+	"github.com/millrace-project/millrace/services/calculator/internal/source"
+	"github.com/millrace-project/millrace/services/calculator/internal/source/convert"
+)
+
+// store is what a reflector writes to. It keeps only which objects there are;
+// the reflector calls it from one goroutine, in the order of the watch, so a
+// position it tells includes everything before.
+type store struct {
+	source *Source
+	sink   source.Sink
+	kind   kind
+	log    *zap.Logger
+	// objects has every object that exists with its last trigger time, in
+	// nanoseconds since 1970.
+	objects map[model.Key]int64
+
+	mu      sync.Mutex
+	trouble string // the reason for what fails at present, empty if nothing does; guarded by mu
+}
+
+// trimmed is an object in the form in which it is handed over.
+type trimmed struct {
+	object  model.Object
+	version uint64
+	trigger time.Time
+}
+
+// Transformer implements cache.TransformingStore: the list that a reflector
+// makes of a stream holds trimmed objects.
+func (s *store) Transformer() cache.TransformFunc {
+	return func(object any) (any, error) { return s.trim(object) }
+}
+
+func (s *store) trim(object any) (*trimmed, error) {
+	if t, ok := object.(*trimmed); ok {
+		return t, nil
+	}
+	accessor, ok := object.(metav1.Object)
+	if !ok {
+		return nil, fmt.Errorf("%T is no Kubernetes object", object)
+	}
+	if namespace, ok := object.(*corev1.Namespace); ok && namespace.Name == metav1.NamespaceSystem {
+		s.source.noteEpoch(namespace)
+	}
+	converted, err := convert.Object(accessor)
+	if err != nil {
+		return nil, err
+	}
+	version, err := parseVersion(accessor.GetResourceVersion())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", converted.Key(), err)
+	}
+	return &trimmed{object: converted, version: version, trigger: convert.LastChange(accessor)}, nil
+}
+
+func parseVersion(text string) (uint64, error) {
+	version, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("resourceVersion %q is no number, so positions cannot be compared: %w", text, err)
+	}
+	return version, nil
+}
+
+// Add implements cache.ReflectorStore.
+func (s *store) Add(object any) error { return s.set(object) }
+
+// Update implements cache.ReflectorStore.
+func (s *store) Update(object any) error { return s.set(object) }
+
+func (s *store) set(object any) error {
+	t, err := s.trim(object)
+	if err != nil {
+		return s.unreadable(err)
+	}
+	change := source.Change{Key: t.object.Key(), Object: t.object}
+	// The annotation stays on an object that changes for another reason: only
+	// one that is new, and not from long ago, tells of this change.
+	if nanos := unixNano(t.trigger); nanos != 0 && nanos != s.objects[change.Key] && time.Since(t.trigger) < staleAfter {
+		change.Trigger = t.trigger
+	}
+	s.objects[change.Key] = unixNano(t.trigger)
+	s.sink.Apply([]source.Change{change}, s.position(t.version))
+	if s.kind.kind == model.KindNamespace {
+		s.source.listed(s.kind.plural, s.sink) // perhaps the one that identifies the cluster
+	}
+	return nil
+}
+
+// Delete implements cache.ReflectorStore. The object carries the resource
+// version of its deletion.
+func (s *store) Delete(object any) error {
+	t, err := s.trim(object)
+	if err != nil {
+		return s.unreadable(err)
+	}
+	key := t.object.Key()
+	delete(s.objects, key)
+	s.sink.Apply([]source.Change{{Key: key}}, s.position(t.version))
+	return nil
+}
+
+// Replace implements cache.ReflectorStore: the first list, or one after the
+// watch was lost for too long.
+func (s *store) Replace(list []any, resourceVersion string) error {
+	version, err := parseVersion(resourceVersion)
+	if err != nil {
+		return s.unreadable(err)
+	}
+	changes := make([]source.Change, 0, len(list))
+	there := make(map[model.Key]int64, len(list))
+	for _, object := range list {
+		t, err := s.trim(object)
+		if err != nil {
+			return s.unreadable(err)
+		}
+		key := t.object.Key()
+		changes = append(changes, source.Change{Key: key, Object: t.object})
+		there[key] = unixNano(t.trigger)
+	}
+	for key := range s.objects {
+		if _, ok := there[key]; !ok {
+			changes = append(changes, source.Change{Key: key})
+		}
+	}
+	s.objects = there
+	s.sink.Apply(changes, s.position(version))
+	s.log.Debug("listed", zap.Int("objects", len(there)), zap.Uint64("resourceVersion", version))
+	s.succeeded()
+	s.source.listed(s.kind.plural, s.sink)
+	return nil
+}
+
+// Bookmark implements cache.ReflectorBookmarkStore: nothing has happened up to
+// this version.
+func (s *store) Bookmark(resourceVersion string) error {
+	version, err := parseVersion(resourceVersion)
+	if err != nil {
+		return s.unreadable(err)
+	}
+	s.sink.Reached(s.position(version))
+	return nil
+}
+
+// Resync implements cache.ReflectorStore; there is nothing to repeat.
+func (s *store) Resync() error { return nil }
+
+func (s *store) position(version uint64) map[string]uint64 {
+	return map[string]uint64{s.kind.plural: version}
+}
+
+func unixNano(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+// listOnce lists and notes whether that worked.
+func (s *store) listOnce(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+	options.LabelSelector, options.FieldSelector = s.kind.label, s.kind.field
+	list, err := s.kind.list(ctx, options)
+	if err != nil && ctx.Err() == nil && !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) {
+		s.failed("listing "+s.kind.plural, err)
+	}
+	return list, err
+}
+
+// watchOnce opens a watch and notes whether that worked.
+func (s *store) watchOnce(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	options.LabelSelector, options.FieldSelector = s.kind.label, s.kind.field
+	watcher, err := s.kind.watch(ctx, options)
+	switch {
+	case err == nil:
+		s.succeeded()
+	case ctx.Err() == nil && !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) && !apierrors.IsInvalid(err):
+		// A server that does not know streamed lists calls them invalid; the
+		// reflector then lists.
+		s.failed("watching "+s.kind.plural, err)
+	}
+	return watcher, err
+}
+
+// failed makes what fails a problem. What was read before stays in force.
+func (s *store) failed(what string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	reason, explanation := s.source.explain(what, err)
+	if s.trouble == reason {
+		return // listing and watching fail in turns for one reason
+	}
+	s.trouble = reason
+	message := explanation + "; what was read before stays in force and this is tried again"
+	s.sink.SetProblems(s.kind.plural, []problem.Problem{{
+		Object: model.Key{Kind: source.KindWatch, Name: s.kind.plural}, Message: message}})
+}
+
+func (s *store) succeeded() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.trouble != "" {
+		s.trouble = ""
+		s.sink.SetProblems(s.kind.plural, nil)
+	}
+}
+
+// unreadable reports what the API server should never send.
+func (s *store) unreadable(err error) error {
+	s.failed("reading "+s.kind.plural, err)
+	return errors.Join(errors.New("unreadable object"), err)
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package transport decides how servers listen: with TLS, or in plaintext where
+// nobody else can listen in.
+package transport
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/spf13/pflag"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// ServerFlags are the flags of a server on TCP.
+type ServerFlags struct {
+	// CertFile and KeyFile turn TLS on.
+	CertFile, KeyFile string
+	// ClientCAFile makes it mutual.
+	ClientCAFile string
+	// Insecure allows plaintext beyond loopback.
+	Insecure bool
+}
+
+// Register adds the flags.
+func (f *ServerFlags) Register(flags *pflag.FlagSet) {
+	flags.StringVar(&f.CertFile, "tls-cert", "", "file of the server's certificate chain, PEM; turns TLS on, with --tls-key")
+	flags.StringVar(&f.KeyFile, "tls-key", "", "file of the key of --tls-cert, PEM")
+	flags.StringVar(&f.ClientCAFile, "tls-client-ca", "", "file of the CA certificates that clients' certificates must come from, PEM; makes TLS mutual")
+	flags.BoolVar(&f.Insecure, "insecure", false, "allow plaintext on --listen although others can listen in")
+}
+
+// Credentials returns how to listen on a TCP address. It refuses plaintext on
+// an address that is not loopback, unless told otherwise.
+func (f *ServerFlags) Credentials(address string) (credentials.TransportCredentials, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("--listen: %q must be HOST:PORT", address)
+	}
+	switch {
+	case f.CertFile == "" && f.KeyFile == "" && f.ClientCAFile == "":
+		if !f.Insecure && !isLoopback(host) {
+			return nil, fmt.Errorf("--listen: %q is not loopback, so --tls-cert and --tls-key are needed, or --insecure", address)
+		}
+		return insecure.NewCredentials(), nil
+	case f.CertFile == "" || f.KeyFile == "":
+		return nil, errors.New("--tls-cert and --tls-key must be given together, --tls-client-ca only with them")
+	}
+	if _, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile); err != nil {
+		return nil, fmt.Errorf("--tls-cert, --tls-key: %w", err)
+	}
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		// Read at each handshake, so that a renewed certificate is used
+		// without a restart.
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile)
+			if err != nil {
+				return nil, fmt.Errorf("loading the server's certificate: %w", err)
+			}
+			return &pair, nil
+		},
+	}
+	if f.ClientCAFile != "" {
+		pem, err := os.ReadFile(f.ClientCAFile)
+		if err != nil {
+			return nil, fmt.Errorf("--tls-client-ca: %w", err)
+		}
+		config.ClientCAs = x509.NewCertPool()
+		if !config.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("--tls-client-ca: %s holds no certificate in PEM form", f.ClientCAFile)
+		}
+		config.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return credentials.NewTLS(config), nil
+}
+
+func isLoopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctl
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+)
+
+func (a *App) newMaps() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "maps",
+		Short: "List the BPF maps with their size and fill (agent)",
+		Args:  subcommandRequired,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return a.maps(cmd) },
+	}
+	cmd.AddCommand(&cobra.Command{
+		Use:               "dump NAME",
+		Short:             "Print the decoded entries of one map",
+		Args:              exactly("NAME"),
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.dumpMap(cmd, args[0]) },
+		ValidArgsFunction: a.completeMaps,
+	})
+	return cmd
+}
+
+func (a *App) listMaps(cmd *cobra.Command) (*agentv1.ListMapsResponse, error) {
+	s, err := a.dialAgent(cmd.Context())
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	answer, err := s.agent().ListMaps(s.ctx, &agentv1.ListMapsRequest{})
+	if err != nil {
+		return nil, rpcError("listing maps", s.target, err)
+	}
+	return answer, nil
+}
+
+func (a *App) maps(cmd *cobra.Command) error {
+	answer, err := a.listMaps(cmd)
+	if err != nil {
+		return err
+	}
+	if a.output.forProgram() {
+		return a.printMessage(answer)
+	}
+	header := []string{"NAME", "TYPE", "ENTRIES", "MAX", "FILL"}
+	if a.output.wide() {
+		header = append(header, "KEY BYTES", "VALUE BYTES", "PIN")
+	}
+	t := &table{header: header}
+	for _, m := range answer.GetMaps() {
+		cells := []string{m.GetName(), m.GetType(), number(uint64(m.GetEntries())), number(uint64(m.GetMaxEntries())), fill(m)}
+		if a.output.wide() {
+			cells = append(cells, number(uint64(m.GetKeySize())), number(uint64(m.GetValueSize())), m.GetPinPath())
+		}
+		t.row(cells...)
+	}
+	return a.printTable(t, "maps")
+}
+
+func fill(m *agentv1.MapState) string {
+	if m.GetMaxEntries() == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.1f %%", 100*float64(m.GetEntries())/float64(m.GetMaxEntries()))
+}
+
+func (a *App) dumpMap(cmd *cobra.Command, name string) error {
+	s, err := a.dialAgent(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	stream, err := s.agent().DumpMap(s.ctx, &agentv1.DumpMapRequest{Name: name})
+	entries, err := collect(s, fmt.Sprintf("dumping map %q", name), stream, err)
+	if err != nil {
+		return err
+	}
+	if a.output.forProgram() {
+		return printList(a, entries)
+	}
+	t := &table{header: []string{"KEY", "VALUE"}}
+	for _, e := range entries {
+		t.row(e.GetKey(), e.GetValue())
+	}
+	return a.printTable(t, "entries")
+}
+
+func (a *App) completeMaps(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	answer, err := a.listMaps(cmd)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, m := range answer.GetMaps() {
+		names = append(names, m.GetName())
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
