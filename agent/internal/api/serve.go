@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/millrace-project/millrace/agent/internal/transport"
+	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+)
+
+// Serving is the API being served.
+type Serving struct {
+	// Health is SERVING once the kernel holds what the log held, for the whole
+	// and for AgentService.
+	Health  *health.Server
+	servers []*grpc.Server
+	wait    sync.WaitGroup
+}
+
+// Serve serves on a unix socket and on a TCP address, each if not empty; config
+// nil means plaintext on the latter. failed is told when serving ends by itself.
+func Serve(s *Server, socket, address string, config *tls.Config, failed func(error)) (*Serving, error) {
+	serving := &Serving{Health: health.NewServer()}
+	serving.SetServing(false)
+	start := func(listener net.Listener, options ...grpc.ServerOption) {
+		server := grpc.NewServer(options...)
+		agentv1.RegisterAgentServiceServer(server, s)
+		healthv1.RegisterHealthServer(server, serving.Health)
+		reflection.Register(server)
+		serving.servers = append(serving.servers, server)
+		serving.wait.Add(1)
+		go func() {
+			defer serving.wait.Done()
+			if err := server.Serve(listener); err != nil {
+				failed(fmt.Errorf("serve on %s: %w", listener.Addr(), err))
+			}
+		}()
+	}
+	if socket != "" {
+		listener, err := transport.ListenUnix(socket)
+		if err != nil {
+			return nil, err
+		}
+		start(listener)
+	}
+	if address != "" {
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			serving.Stop()
+			return nil, fmt.Errorf("listen: %w", err)
+		}
+		var options []grpc.ServerOption
+		if config != nil {
+			options = append(options, grpc.Creds(credentials.NewTLS(config)))
+		}
+		start(listener, options...)
+	}
+	return serving, nil
+}
+
+// SetServing tells health checks.
+func (s *Serving) SetServing(ok bool) {
+	state := healthv1.HealthCheckResponse_NOT_SERVING
+	if ok {
+		state = healthv1.HealthCheckResponse_SERVING
+	}
+	s.Health.SetServingStatus("", state)
+	s.Health.SetServingStatus(agentv1.AgentService_ServiceDesc.ServiceName, state)
+}
+
+// Stop ends all calls and stops serving.
+func (s *Serving) Stop() {
+	s.Health.Shutdown()
+	for _, server := range s.servers {
+		server.Stop()
+	}
+	s.wait.Wait()
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millrace-project/millrace/agent/internal/buildinfo"
+	mbpf "github.com/millrace-project/millrace/bpf"
+)
+
+// Exit statuses.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// usageError is a mistake of the caller.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+// Main runs the command line and returns the exit status. Mistakes of the
+// caller are one line on stderr and status 2.
+func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintf(stderr, "millrace-agent: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+	var usage usageError
+	if errors.As(err, &usage) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func newRoot() *cobra.Command {
+	o := &options{}
+	root := &cobra.Command{
+		Use:   "millrace-agent",
+		Short: "Programs this node's kernel with what Millrace's calculators compute",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := o.check()
+			if err != nil {
+				return usageError{err}
+			}
+			return run(cmd.Context(), s)
+		},
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; %s --help lists what is allowed", err, cmd.CommandPath())}
+	})
+	o.register(root.Flags())
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(newVersion(), newCleanup(), newPreflight())
+	return root
+}
+
+// noArgs refuses arguments that are no flags.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return usageError{fmt.Errorf("unknown argument %q; allowed are flags and the commands version, cleanup and preflight", args[0])}
+}
+
+func newVersion() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: noArgs,
+		Run: func(cmd *cobra.Command, _ []string) {
+			fmt.Fprintln(cmd.OutOrStdout(), buildinfo.Line("millrace-agent"))
+		},
+	}
+}
+
+func newCleanup() *cobra.Command {
+	o := &options{}
+	cmd := &cobra.Command{
+		Use: "cleanup", Short: "Detach and remove everything of this node from the kernel; run it when the agent is stopped", Args: noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if err := o.checkLog(); err != nil {
+				return usageError{err}
+			}
+			if err := mbpf.RemovePins(o.bpfFS); err != nil {
+				return fmt.Errorf("clean up: %w", err)
+			}
+			return nil
+		},
+	}
+	o.registerPaths(cmd.Flags())
+	return cmd
+}
+
+func newPreflight() *cobra.Command {
+	return &cobra.Command{
+		Use: "preflight", Short: "Tell which kernel features are there; status 1 if a required one is missing", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			missing := 0
+			for _, f := range mbpf.Probe() {
+				fmt.Fprintln(cmd.OutOrStdout(), f)
+				if f.Required && !f.Present() {
+					missing++
+				}
+			}
+			if missing > 0 {
+				return fmt.Errorf("%d required features are missing", missing)
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package command is the agent's command line.
+package command
+
+import (
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf"
+	"github.com/millrace-project/millrace/agent/internal/interfaces"
+	"github.com/millrace-project/millrace/agent/internal/transport"
+	mbpf "github.com/millrace-project/millrace/bpf"
+)
+
+// options are the values of all flags.
+type options struct {
+	node          string
+	calculators   []string
+	bpfFS         string
+	cgroupRoot    string
+	stateDir      string
+	listenUnix    string
+	listen        string
+	metricsListen string
+	tls           transport.TLS
+	snatPorts     string
+	uplinkExclude []string
+	fastPath      bool
+	logLevel      string
+	logFormat     string
+	sizes         struct{ frontends, backends, routes, embryonic, established, ids uint32 }
+}
+
+// register adds the flags that every subcommand has which touches the kernel.
+func (o *options) registerPaths(flags *pflag.FlagSet) {
+	flags.StringVar(&o.bpfFS, "bpf-fs", "/sys/fs/bpf/millrace", "directory on a BPF filesystem under which everything of this node is pinned")
+	flags.StringVar(&o.logLevel, "log-level", "info", "least level to log: debug, info, warn or error")
+	flags.StringVar(&o.logFormat, "log-format", "json", "json or console")
+}
+
+func (o *options) register(flags *pflag.FlagSet) {
+	o.registerPaths(flags)
+	host, _ := os.Hostname()
+	flags.StringVar(&o.node, "node-name", host, "name of this node in the cluster")
+	flags.StringArrayVar(&o.calculators, "calculator", []string{"127.0.0.1:7700"}, "address of a calculator, HOST:PORT or unix:/path; repeat for more")
+	flags.StringVar(&o.cgroupRoot, "cgroup-root", "/sys/fs/cgroup", "directory of the cgroup v2 hierarchy below which this node's processes are")
+	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/millrace", "directory for the log of what calculators sent")
+	flags.StringVar(&o.listenUnix, "listen-unix", "/run/millrace/agent.sock", "path of the unix socket to serve on, in plaintext; empty for none")
+	flags.StringVar(&o.listen, "listen", "127.0.0.1:7701", "HOST:PORT to serve gRPC on; empty for none")
+	flags.StringVar(&o.metricsListen, "metrics-listen", "127.0.0.1:9701", "HOST:PORT to serve /metrics, /healthz and /readyz on; empty for none")
+	flags.StringVar(&o.tls.Cert, "tls-cert", "", "file of the certificate to serve with, and to show calculators, PEM; turns TLS on for --listen and --metrics-listen")
+	flags.StringVar(&o.tls.Key, "tls-key", "", "file of the key of --tls-cert, PEM")
+	flags.StringVar(&o.tls.ClientCA, "tls-client-ca", "", "file of the CA certificates that clients' certificates must come from, PEM")
+	flags.StringVar(&o.tls.CalculatorCA, "calculator-ca", "", "file of the CA certificates that calculators' must come from, PEM; turns TLS on towards calculators")
+	flags.StringVar(&o.tls.CalculatorName, "calculator-server-name", "", "name to expect in a calculator's certificate (default the host dialled)")
+	flags.BoolVar(&o.tls.Insecure, "insecure", false, "allow plaintext beyond unix sockets and loopback")
+	flags.StringVar(&o.snatPorts, "snat-ports", "20000-29999", "source ports, FIRST-LAST, of connections whose source is translated")
+	flags.StringArrayVar(&o.uplinkExclude, "uplink-exclude", nil, "pattern of names (*, ?, [..]) of devices that are no uplinks; repeat for more")
+	flags.BoolVar(&o.fastPath, "fast-path", true, "let established flows within the cluster pass the host's stack by")
+	size := func(p *uint32, name, what string) {
+		flags.Uint32Var(p, name, 0, "size of the map of "+what+" when it is created; 0 for the default")
+	}
+	size(&o.sizes.frontends, "max-frontends", "frontends, per family")
+	size(&o.sizes.backends, "max-backends", "backends, per family")
+	size(&o.sizes.routes, "max-routes", "routes, per family")
+	size(&o.sizes.embryonic, "max-embryonic", "flows being opened, per family")
+	size(&o.sizes.established, "max-established", "established flows, per family")
+	size(&o.sizes.ids, "max-ids", "numbers of service ports")
+}
+
+// settings are checked options.
+type settings struct {
+	*options
+	snat bpf.PortRange
+}
+
+// parsePorts reads "FIRST-LAST".
+func parsePorts(text string) (bpf.PortRange, error) {
+	first, last, ok := strings.Cut(text, "-")
+	a, errA := strconv.ParseUint(first, 10, 16)
+	b, errB := strconv.ParseUint(last, 10, 16)
+	if !ok || errA != nil || errB != nil || a < 1 || a > b {
+		return bpf.PortRange{}, fmt.Errorf("%q must be FIRST-LAST with 1 <= FIRST <= LAST <= %d", text, math.MaxUint16)
+	}
+	return bpf.PortRange{First: uint16(a), Last: uint16(b)}, nil
+}
+
+// localPorts is where the kernel says which ports it picks for clients.
+const localPorts = "/proc/sys/net/ipv4/ip_local_port_range"
+
+// checkLocalPorts refuses source ports that the kernel picks too.
+func checkLocalPorts(snat bpf.PortRange, content string) error {
+	fields := strings.Fields(content)
+	if len(fields) != 2 {
+		return fmt.Errorf("%s holds %q, not two ports", localPorts, strings.TrimSpace(content))
+	}
+	local, err := parsePorts(fields[0] + "-" + fields[1])
+	if err != nil {
+		return fmt.Errorf("%s: %w", localPorts, err)
+	}
+	if snat.Overlaps(local) {
+		return fmt.Errorf("--snat-ports: %s overlaps the node's local ports %s (%s); choose ports outside of them", snat, local, localPorts)
+	}
+	return nil
+}
+
+func (o *options) checkLog() error {
+	if _, err := zapcore.ParseLevel(o.logLevel); err != nil {
+		return fmt.Errorf("--log-level: %q must be debug, info, warn or error", o.logLevel)
+	}
+	if o.logFormat != "json" && o.logFormat != "console" {
+		return fmt.Errorf("--log-format: %q must be json or console", o.logFormat)
+	}
+	return nil
+}
+
+// check makes settings of the options, or tells what is allowed instead.
+func (o *options) check() (*settings, error) {
+	if err := o.checkLog(); err != nil {
+		return nil, err
+	}
+	s := &settings{options: o}
+	switch {
+	case o.node == "" || strings.ContainsAny(o.node, "/ \t\n"):
+		return nil, fmt.Errorf("--node-name: %q must be the name of a node", o.node)
+	case len(o.calculators) == 0:
+		return nil, fmt.Errorf("--calculator: at least one address, HOST:PORT or unix:/path, is needed")
+	}
+	for flag, path := range map[string]string{
+		"--bpf-fs": o.bpfFS, "--cgroup-root": o.cgroupRoot, "--state-dir": o.stateDir,
+	} {
+		if !filepath.IsAbs(path) {
+			return nil, fmt.Errorf("%s: %q must be an absolute path", flag, path)
+		}
+	}
+	if o.listenUnix != "" && !filepath.IsAbs(o.listenUnix) {
+		return nil, fmt.Errorf("--listen-unix: %q must be an absolute path or empty", o.listenUnix)
+	}
+	if err := o.tls.Check(); err != nil {
+		return nil, err
+	}
+	for _, address := range o.calculators {
+		if _, _, err := o.tls.Dial(address); err != nil {
+			return nil, err
+		}
+	}
+	for flag, address := range map[string]string{"--listen": o.listen, "--metrics-listen": o.metricsListen} {
+		if address == "" {
+			continue
+		}
+		if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+			return nil, fmt.Errorf("%s: %q must be HOST:PORT or empty", flag, address)
+		}
+		if _, err := o.tls.Server(flag, address); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := interfaces.NewClassifier(o.uplinkExclude); err != nil {
+		return nil, fmt.Errorf("--uplink-exclude: %w", err)
+	}
+	var err error
+	if s.snat, err = parsePorts(o.snatPorts); err != nil {
+		return nil, fmt.Errorf("--snat-ports: %w", err)
+	}
+	content, err := os.ReadFile(localPorts)
+	if err != nil {
+		return nil, fmt.Errorf("--snat-ports: read the node's local ports: %w", err)
+	}
+	if err := checkLocalPorts(s.snat, string(content)); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// mapOptions returns how to open the dataplane.
+func (o *options) mapOptions() mbpf.Options {
+	return mbpf.Options{
+		PinPath:        o.bpfFS,
+		MaxFrontends:   o.sizes.frontends,
+		MaxBackends:    o.sizes.backends,
+		MaxRoutes:      o.sizes.routes,
+		MaxEmbryonic:   o.sizes.embryonic,
+		MaxEstablished: o.sizes.established,
+		MaxIDs:         o.sizes.ids,
+	}
+}
+
+// logger returns the logger that the flags ask for, on stderr.
+func (o *options) logger() (*zap.Logger, error) {
+	level, err := zapcore.ParseLevel(o.logLevel)
+	if err != nil {
+		return nil, err
+	}
+	config := zap.NewProductionConfig()
+	config.Level = zap.NewAtomicLevelAt(level)
+	config.Encoding = o.logFormat
+	config.DisableStacktrace = true
+	config.DisableCaller = true
+	config.EncoderConfig.EncodeTime = zapcore.ISO8601TimeEncoder
+	return config.Build()
+}

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.uber.org/zap"
+
+	"github.com/millrace-project/millrace/agent/internal/api"
+	"github.com/millrace-project/millrace/agent/internal/applier"
+	"github.com/millrace-project/millrace/agent/internal/buildinfo"
+	"github.com/millrace-project/millrace/agent/internal/conntrack"
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf"
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
+	"github.com/millrace-project/millrace/agent/internal/held"
+	"github.com/millrace-project/millrace/agent/internal/interfaces"
+	"github.com/millrace-project/millrace/agent/internal/metrics"
+	"github.com/millrace-project/millrace/agent/internal/statelog"
+	"github.com/millrace-project/millrace/agent/internal/syncclient"
+	mbpf "github.com/millrace-project/millrace/bpf"
+)
+
+// tuneMemory keeps the heap close to what is live. An agent allocates in
+// bursts, a batch at a time, and has to be small rather than fast; whoever
+// sets GOGC or GOMEMLIMIT knows better.
+func tuneMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(40)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		// Soft: beyond it collecting becomes frequent, nothing fails.
+		debug.SetMemoryLimit(40 << 20)
+	}
+}
+
+// agent is everything of a running agent.
+type agent struct {
+	*settings
+	log     *zap.Logger
+	metrics *metrics.Metrics
+	store   *held.Store
+	journal *statelog.Log
+	system  *bpf.System
+	plane   *bpf.Plane
+	applier *applier.Applier
+	client  *syncclient.Client
+	sweeper *conntrack.Sweeper
+	serving *api.Serving
+
+	mu       sync.Mutex
+	problems []string
+}
+
+func (a *agent) problem(format string, args ...any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.problems = append(a.problems, fmt.Sprintf(format, args...))
+}
+
+func (a *agent) listProblems() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]string(nil), a.problems...)
+}
+
+// run runs the agent until ctx ends or something without which it is no use
+// fails.
+func run(ctx context.Context, s *settings) error {
+	tuneMemory()
+	log, err := s.logger()
+	if err != nil {
+		return fmt.Errorf("make logger: %w", err)
+	}
+	defer log.Sync() //nolint:errcheck // stderr cannot always be synced
+	version := buildinfo.Version()
+	log = log.With(zap.String("node", s.node))
+	log.Info("starting", zap.String("version", version))
+	a := &agent{settings: s, log: log, metrics: metrics.New(version), store: held.New()}
+	if err := a.openLog(); err != nil {
+		return err
+	}
+	defer func() {
+		if err := a.journal.Close(); err != nil {
+			log.Error("close state log", zap.Error(err))
+		}
+	}()
+	kernel, err := a.openKernel()
+	if err != nil {
+		return err
+	}
+	defer kernel.Close() //nolint:errcheck // what is pinned goes on
+	return a.serve(ctx, version)
+}
+
+func (a *agent) openLog() error {
+	boot, err := statelog.BootID()
+	if err != nil {
+		return err
+	}
+	journal, recovery, err := statelog.Open(a.stateDir, boot, a.store)
+	if err != nil {
+		return err
+	}
+	a.journal = journal
+	if recovery.Damage != "" {
+		a.log.Warn("the state log was damaged; what came after the damage was cut off, and calculators send it again",
+			zap.String("damage", recovery.Damage), zap.Int64("bytes", recovery.TruncatedBytes))
+		a.problem("the state log was damaged at start (%s); %d bytes were cut off", recovery.Damage, recovery.TruncatedBytes)
+	}
+	a.log.Info("state log read", zap.Int("records", recovery.Records), zap.Bool("same_boot", recovery.SameBoot),
+		zap.Int("resources", len(a.store.Names())))
+	return nil
+}
+
+// openKernel loads the programs, adopts or makes the maps, and attaches the
+// socket programs.
+func (a *agent) openKernel() (*mbpf.Dataplane, error) {
+	kernel, err := mbpf.Open(a.mapOptions())
+	if err != nil {
+		return nil, fmt.Errorf("open dataplane: %w", err)
+	}
+	if err := a.makePlane(kernel); err != nil {
+		kernel.Close() //nolint:errcheck // the first error is told
+		return nil, err
+	}
+	return kernel, nil
+}
+
+func (a *agent) makePlane(kernel *mbpf.Dataplane) error {
+	for _, m := range kernel.Adopted() {
+		if m.MaxEntries != m.Wanted {
+			a.log.Warn("a map keeps the size it was created with", zap.String("map", m.Name),
+				zap.Uint32("entries", m.MaxEntries), zap.Uint32("wanted", m.Wanted))
+			a.problem("map %s has room for %d entries, not %d: it keeps the size it was created with; remove it by cleanup to change that",
+				m.Name, m.MaxEntries, m.Wanted)
+		}
+	}
+	cookie, err := mbpf.HostNetnsCookie()
+	if err != nil {
+		return err
+	}
+	classifier, err := interfaces.NewClassifier(a.uplinkExclude)
+	if err != nil {
+		return err
+	}
+	a.system = bpf.NewSystem(kernel, a.bpfFS, a.cgroupRoot)
+	options := bpf.Options{Node: a.node, SNATPorts: a.snat, FastPath: a.fastPath, HostNetnsCookie: cookie}
+	a.plane, err = bpf.New(options, a.store, a.system, tables.NewKernel(kernel), classifier, a.system.Conntrack(), a.log)
+	if err != nil {
+		return fmt.Errorf("adopt maps: %w", err)
+	}
+	if err := kernel.DetachSevered(); err != nil {
+		a.log.Warn("remove what is left of deleted devices", zap.Error(err))
+	}
+	return nil
+}
+
+// serve restores, attaches, connects and serves.
+func (a *agent) serve(ctx context.Context, version string) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	a.applier = applier.New(a.store, a.journal, a.plane, a.metrics, a.log)
+	targets, err := a.targets()
+	if err != nil {
+		return err
+	}
+	a.client = syncclient.New(syncclient.Options{Node: a.node, Version: version, Targets: targets},
+		a.store, a.applier, a.metrics, a.log)
+	server := &api.Server{
+		Node: a.node, Version: version, Started: time.Now(), Store: a.store, Dataplane: a.plane,
+		Applier: a.applier, Stream: a.client, Problems: a.listProblems,
+	}
+	config, err := a.tlsFor("--listen", a.listen)
+	if err != nil {
+		return err
+	}
+	if a.serving, err = api.Serve(server, a.listenUnix, a.listen, config, func(err error) { cancel(err) }); err != nil {
+		return err
+	}
+	defer a.serving.Stop()
+	a.makeSweeper()
+	stopMetrics, err := a.serveMetrics(cancel)
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
+
+	// Watching begins before the first look, so that nothing falls in between.
+	events, err := interfaces.Watch(ctx, func(err error) { a.log.Warn("watch devices", zap.Error(err)) })
+	if err != nil {
+		return err
+	}
+	a.applier.Restore(ctx)
+	// Sockets come last: they are of use once the maps are filled.
+	if err := a.system.AttachCgroup(); err != nil {
+		return fmt.Errorf("attach: %w", err)
+	}
+	a.serving.SetServing(true)
+	debug.FreeOSMemory()
+	a.log.Info("restored", zap.Int("resources", len(a.store.Names())))
+	a.work(ctx, events)
+	a.log.Info("stopping; the kernel goes on with what it has")
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func (a *agent) tlsFor(flag, address string) (*tls.Config, error) {
+	if address == "" {
+		return nil, nil
+	}
+	return a.tls.Server(flag, address)
+}
+
+func (a *agent) targets() ([]syncclient.Target, error) {
+	var targets []syncclient.Target
+	for _, address := range a.calculators {
+		dial, creds, err := a.tls.Dial(address)
+		if err != nil {
+			return nil, err
+		}
+		targets = append(targets, syncclient.Target{Address: address, Dial: dial, Credentials: creds})
+	}
+	return targets, nil
+}
+
+func (a *agent) makeSweeper() {
+	a.sweeper = conntrack.NewSweeper(a.system.Conntrack(), conntrack.Observer{
+		Begin: a.plane.RestingIDs,
+		End: func(s conntrack.PassStats) {
+			a.metrics.Passes.Inc()
+			a.metrics.SweepRemoved.Add(float64(s.Removed))
+			a.metrics.SweepDuration.Set(s.Duration.Seconds())
+			a.plane.ForgetIDs(s.Unused)
+		},
+		Failed: func(err error) {
+			a.metrics.SweepErrors.Inc()
+			a.log.Error("sweep conntrack", zap.Error(err))
+		},
+	})
+}
+
+// work runs everything that goes on until ctx ends.
+func (a *agent) work(ctx context.Context, events interfaces.Events) {
+	var wait sync.WaitGroup
+	defer wait.Wait()
+	wait.Go(func() { a.applier.Run(ctx) })
+	wait.Go(func() { a.client.Run(ctx) })
+	wait.Go(func() { a.sweeper.Run(ctx) })
+	wait.Go(func() { a.plane.EndStaleUDP(ctx, func(n int) { a.metrics.StaleUDP.Add(float64(n)) }) })
+	wait.Go(func() { a.followDevices(ctx, events) })
+	<-ctx.Done()
+}
+
+func (a *agent) followDevices(ctx context.Context, events interfaces.Events) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case index := <-events.Gone:
+			a.plane.DeviceGone(index)
+		case <-events.Changed:
+			if err := a.applier.Refresh(ctx); err != nil {
+				return // ctx has ended
+			}
+		}
+	}
+}
+
+// fill tells how full the maps are: the plane's own from what it wrote, those of
+// flows from the last pass over them.
+func (a *agent) fill() map[string]metrics.Fill {
+	entries := a.plane.Fill()
+	for name, n := range a.sweeper.Last().Entries {
+		entries[name] = uint64(n)
+	}
+	capacities := a.system.Capacities()
+	fill := make(map[string]metrics.Fill, len(entries))
+	for name, n := range entries {
+		fill[name] = metrics.Fill{Entries: n, Capacity: capacities[name]}
+	}
+	return fill
+}
+
+// serveMetrics serves metrics and health for those who ask by HTTP.
+func (a *agent) serveMetrics(failed context.CancelCauseFunc) (stop func(), err error) {
+	if a.metricsListen == "" {
+		return func() {}, nil
+	}
+	a.metrics.RegisterSources(metrics.Sources{
+		Counters: a.system.Counters,
+		Fill:     a.fill,
+		Held:     func() map[string]uint64 { return api.HeldCounts(a.store) },
+		LogBytes: a.journal.Size,
+	})
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(a.metrics.Registry, promhttp.HandlerOpts{
+		ErrorHandling: promhttp.ContinueOnError,
+	}))
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !a.applier.Status().Restored {
+			http.Error(w, "the kernel is being programmed with what the log held", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	config, err := a.tlsFor("--metrics-listen", a.metricsListen)
+	if err != nil {
+		return nil, err
+	}
+	listener, err := net.Listen("tcp", a.metricsListen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for metrics: %w", err)
+	}
+	if config != nil {
+		listener = tls.NewListener(listener, config)
+	}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	go func() {
+		if err := server.Serve(listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			failed(fmt.Errorf("serve metrics: %w", err))
+		}
+	}()
+	return func() { server.Close() }, nil //nolint:errcheck // nothing is left to lose
+}

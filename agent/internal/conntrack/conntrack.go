@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package conntrack keeps the flow tables of the dataplane tidy and answers
+// questions about them. Programs treat an expired record as absent, so nothing
+// here is needed for correctness of a packet: what it does is to give room back,
+// and to end flows that must not go on.
+package conntrack
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/millrace-project/millrace/bpf/layout"
+)
+
+// Maps are the inner maps of one family in the order in which programs look at
+// them; the draining ones are nil unless a map is being replaced.
+type Maps struct {
+	Established         *ebpf.Map
+	Embryonic           *ebpf.Map
+	EstablishedDraining *ebpf.Map
+	EmbryonicDraining   *ebpf.Map
+}
+
+func (m *Maps) all() []*ebpf.Map {
+	var all []*ebpf.Map
+	for _, each := range []*ebpf.Map{m.Established, m.Embryonic, m.EstablishedDraining, m.EmbryonicDraining} {
+		if each != nil {
+			all = append(all, each)
+		}
+	}
+	return all
+}
+
+// Table is the flow tables of both families.
+type Table struct {
+	v4, v6 Maps
+}
+
+// New returns the table over the maps.
+func New(v4, v6 Maps) *Table { return &Table{v4: v4, v6: v6} }
+
+// batchSize bounds the buffers: an entry has about 200 bytes.
+const batchSize = 512
+
+// coarse is the clock that records expire by.
+func coarse() uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		panic(fmt.Sprintf("read CLOCK_MONOTONIC_COARSE: %v", err)) // cannot fail on Linux
+	}
+	return uint64(ts.Nano())
+}
+
+// Flow is one tracked flow.
+type Flow struct {
+	Family      int
+	Proto       uint8
+	Client      netip.AddrPort
+	Frontend    netip.AddrPort
+	Backend     netip.AddrPort
+	Source      netip.AddrPort
+	State       layout.CtState
+	Flags       layout.CtFlags
+	ServiceID   uint32
+	Established bool
+	Expires     time.Duration
+}
+
+// verdict is what to do with an entry.
+type verdict int
+
+const (
+	keep verdict = iota
+	remove
+	// unconfirm lets the flow go through the host's stack again.
+	unconfirm
+)
+
+// scan reads a map from the cursor on, at most budget entries or all if budget
+// is 0, and acts on what judge says. It reports the end of the map.
+func scan[A layout.IP](m *ebpf.Map, cursor *ebpf.MapBatchCursor, budget int,
+	judge func(*layout.CtKey[A], *layout.CtEntry[A]) verdict,
+) (seen, removed int, end bool, err error) {
+	keys := make([]layout.CtKey[A], batchSize)
+	entries := make([]layout.CtEntry[A], batchSize)
+	for budget <= 0 || seen < budget {
+		n, err := m.BatchLookup(cursor, keys, entries, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return seen, removed, true, fmt.Errorf("read conntrack: %w", err)
+		}
+		for i := range n {
+			switch judge(&keys[i], &entries[i]) {
+			case keep:
+			case remove:
+				gone, err := removeIf(m, &keys[i], judge)
+				if err != nil {
+					return seen, removed, true, err
+				}
+				if gone {
+					removed++
+				}
+			case unconfirm:
+				if err := clearDevices(m, &keys[i], judge); err != nil {
+					return seen, removed, true, err
+				}
+				removed++
+			}
+		}
+		seen += n
+		if err != nil {
+			return seen, removed, true, nil
+		}
+	}
+	return seen, removed, false, nil
+}
+
+// removeIf removes an entry unless a program has replaced it meanwhile.
+func removeIf[A layout.IP](m *ebpf.Map, key *layout.CtKey[A],
+	judge func(*layout.CtKey[A], *layout.CtEntry[A]) verdict,
+) (bool, error) {
+	var entry layout.CtEntry[A]
+	err := m.Lookup(key, &entry)
+	if err == nil && judge(key, &entry) != remove {
+		return false, nil
+	}
+	if err == nil {
+		err = m.LookupAndDelete(key, &entry)
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("remove from conntrack: %w", err)
+	}
+	if judge(key, &entry) == remove {
+		return true, nil
+	}
+	// Replaced between the two calls: put the new one back, unless it has been
+	// made anew already.
+	if err := m.Update(key, &entry, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+		return false, fmt.Errorf("restore to conntrack: %w", err)
+	}
+	return false, nil
+}
+
+func clearDevices[A layout.IP](m *ebpf.Map, key *layout.CtKey[A],
+	judge func(*layout.CtKey[A], *layout.CtEntry[A]) verdict,
+) error {
+	var entry layout.CtEntry[A]
+	if err := m.Lookup(key, &entry); err != nil {
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		return fmt.Errorf("read conntrack: %w", err)
+	}
+	if judge(key, &entry) != unconfirm {
+		return nil
+	}
+	entry.OutIfindex, entry.OutKind = [2]uint32{}, [2]layout.DeviceKind{}
+	if err := m.Update(key, &entry, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("write conntrack: %w", err)
+	}
+	return nil
+}
+
+// recordLives tells whether the record that an alias names is there.
+func recordLives[A layout.IP](maps *Maps, alias *layout.CtEntry[A], now uint64) bool {
+	// A flow moves from embryonic to established; looking at the latter once
+	// more finds one that moved between the looks.
+	for _, m := range append(maps.all(), maps.Established) {
+		var record layout.CtEntry[A]
+		if err := m.Lookup(&alias.Main, &record); err != nil {
+			continue
+		}
+		if record.Kind == layout.CtRecord && record.Nonce == alias.Nonce && record.Expires > now {
+			return true
+		}
+	}
+	return false
+}
+
+// stale judges by time: expired records, and aliases whose record is gone.
+func stale[A layout.IP](maps *Maps, clock func() uint64) func(*layout.CtKey[A], *layout.CtEntry[A]) verdict {
+	return func(_ *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
+		now := clock()
+		if e.Kind == layout.CtRecord {
+			if e.Expires <= now {
+				return remove
+			}
+			return keep
+		}
+		if recordLives(maps, e, now) {
+			return keep
+		}
+		return remove
+	}
+}
+
+// each scans everything, record by record.
+func each[A layout.IP](maps *Maps, judge func(*layout.CtKey[A], *layout.CtEntry[A]) verdict) (int, error) {
+	total := 0
+	for _, m := range maps.all() {
+		var cursor ebpf.MapBatchCursor
+		_, removed, _, err := scan(m, &cursor, 0, judge)
+		total += removed
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// ForEach calls visit with every live flow until it returns an error.
+func (t *Table) ForEach(visit func(Flow) error) error {
+	if err := list[layout.V4](&t.v4, 4, visit); err != nil {
+		return err
+	}
+	return list[layout.V6](&t.v6, 6, visit)
+}
+
+func list[A layout.IP](maps *Maps, family int, visit func(Flow) error) error {
+	for _, m := range maps.all() {
+		now := coarse()
+		established := m == maps.Established || m == maps.EstablishedDraining
+		var failed error
+		var cursor ebpf.MapBatchCursor
+		_, _, _, err := scan(m, &cursor, 0, func(k *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
+			if failed == nil && e.Kind == layout.CtRecord && e.Expires > now {
+				failed = visit(Flow{
+					Family: family, Proto: k.Proto, Client: e.Client(), Frontend: e.Frontend(), Backend: e.Backend(),
+					Source: e.Source(), State: e.State, Flags: e.Flags, ServiceID: e.ServiceID,
+					Established: established, Expires: time.Duration(e.Expires - now),
+				})
+			}
+			return keep
+		})
+		if failed != nil {
+			return failed
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Answers tells whether a backend still answers for a frontend.
+type Answers func(frontend, backend netip.AddrPort, proto uint8) bool
+
+// RemoveStaleUDP ends the UDP flows of services whose backend answers no more.
+// UDP has no end of its own: a client that sends on would be led to nobody for
+// as long as it does.
+func (t *Table) RemoveStaleUDP(answers Answers) (int, error) {
+	n4, err4 := each(&t.v4, staleUDP[layout.V4](answers))
+	n6, err6 := each(&t.v6, staleUDP[layout.V6](answers))
+	return n4 + n6, errors.Join(err4, err6)
+}
+
+func staleUDP[A layout.IP](answers Answers) func(*layout.CtKey[A], *layout.CtEntry[A]) verdict {
+	return func(k *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
+		if e.Kind != layout.CtRecord || k.Proto != layout.ProtoUDP || e.ServiceID == 0 {
+			return keep
+		}
+		if answers(e.Frontend(), e.Backend(), k.Proto) {
+			return keep
+		}
+		return remove
+	}
+}
+
+// ForgetDevice ends the flows that leave by a pod's device that is gone, and
+// makes those of an uplink find their way anew. Indexes are used again, so what
+// names one must not outlive it.
+func (t *Table) ForgetDevice(index uint32) (int, error) {
+	n4, err4 := each(&t.v4, leavesBy[layout.V4](index))
+	n6, err6 := each(&t.v6, leavesBy[layout.V6](index))
+	return n4 + n6, errors.Join(err4, err6)
+}
+
+func leavesBy[A layout.IP](index uint32) func(*layout.CtKey[A], *layout.CtEntry[A]) verdict {
+	return func(_ *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
+		if e.Kind != layout.CtRecord {
+			return keep
+		}
+		result := keep
+		for dir := range e.OutIfindex {
+			if e.OutIfindex[dir] != index {
+				continue
+			}
+			if e.OutKind[dir] == layout.DevicePod {
+				return remove
+			}
+			result = unconfirm
+		}
+		return result
+	}
+}

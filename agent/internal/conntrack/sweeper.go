@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conntrack
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/millrace-project/millrace/bpf/layout"
+)
+
+const (
+	// tick and budget bound the sweeper's share of a core: a full pass over half a
+	// million entries in one go would take 100 ms.
+	tick   = 100 * time.Millisecond
+	budget = 4096
+	// pause is the time between the starts of two passes.
+	pause = 5 * time.Second
+)
+
+// Observer learns what a pass over the tables found.
+type Observer struct {
+	// Begin is called before a pass with nothing; it returns the numbers of
+	// services that somebody waits to see unused.
+	Begin func() map[uint32]struct{}
+	// End is called after a pass that met no error.
+	End func(PassStats)
+	// Failed is called for each error; the pass starts over.
+	Failed func(error)
+}
+
+// PassStats is what a pass found.
+type PassStats struct {
+	// Entries is how many entries each map held, by name.
+	Entries map[string]int
+	// Removed is how many were removed.
+	Removed int
+	// Unused are those numbers from Begin that no record named.
+	Unused map[uint32]struct{}
+	// Duration is how long the pass took.
+	Duration time.Duration
+}
+
+// stage is the sweeping of one map.
+type stage struct {
+	name string
+	step func(cursor *ebpf.MapBatchCursor, budget int, named func(uint32)) (seen, removed int, end bool, err error)
+}
+
+func stagesOf[A layout.IP](maps *Maps, family string) []stage {
+	names := map[*ebpf.Map]string{
+		maps.Established: "established_" + family, maps.Embryonic: "embryonic_" + family,
+	}
+	if maps.EstablishedDraining != nil {
+		names[maps.EstablishedDraining] = "established_" + family + "-draining"
+	}
+	if maps.EmbryonicDraining != nil {
+		names[maps.EmbryonicDraining] = "embryonic_" + family + "-draining"
+	}
+	var stages []stage
+	for _, m := range maps.all() {
+		judge := stale[A](maps, coarse)
+		stages = append(stages, stage{names[m], func(cursor *ebpf.MapBatchCursor, budget int, named func(uint32)) (int, int, bool, error) {
+			return scan(m, cursor, budget, func(k *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
+				v := judge(k, e)
+				if v == keep && e.Kind == layout.CtRecord {
+					named(e.ServiceID)
+				}
+				return v
+			})
+		}})
+	}
+	return stages
+}
+
+// Sweeper removes expired entries, a bounded number at a time.
+type Sweeper struct {
+	table    *Table
+	observer Observer
+
+	mu   sync.Mutex
+	last PassStats
+}
+
+// NewSweeper returns a sweeper of the table.
+func NewSweeper(t *Table, o Observer) *Sweeper { return &Sweeper{table: t, observer: o} }
+
+// Last returns what the last whole pass found.
+func (s *Sweeper) Last() PassStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last
+}
+
+// Run sweeps until ctx ends.
+func (s *Sweeper) Run(ctx context.Context) {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		started := time.Now()
+		wait := func() bool {
+			select {
+			case <-ctx.Done():
+				return false
+			case <-ticker.C:
+				return true
+			}
+		}
+		if err := s.pass(wait); err != nil {
+			s.observer.Failed(err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(max(tick, pause-time.Since(started))):
+		}
+	}
+}
+
+// Pass sweeps everything at once.
+func (s *Sweeper) Pass() error { return s.pass(func() bool { return true }) }
+
+// pass sweeps everything once; wait is called whenever the budget is used up
+// and ends the pass if it returns false.
+func (s *Sweeper) pass(wait func() bool) error {
+	started := time.Now()
+	stats := PassStats{Entries: map[string]int{}, Unused: s.observer.Begin()}
+	named := func(id uint32) { delete(stats.Unused, id) }
+	left := budget
+	stages := append(stagesOf[layout.V4](&s.table.v4, "v4"), stagesOf[layout.V6](&s.table.v6, "v6")...)
+	for _, st := range stages {
+		var cursor ebpf.MapBatchCursor
+		for end := false; !end; {
+			if left <= 0 {
+				if !wait() {
+					return nil
+				}
+				left = budget
+			}
+			seen, removed, last, err := st.step(&cursor, left, named)
+			if err != nil {
+				return fmt.Errorf("sweep %s: %w", st.name, err)
+			}
+			left -= max(seen, 1)
+			stats.Entries[st.name] += seen - removed
+			stats.Removed += removed
+			end = last
+		}
+	}
+	stats.Duration = time.Since(started)
+	s.mu.Lock()
+	s.last = stats
+	s.mu.Unlock()
+	s.observer.End(stats)
+	return nil
+}

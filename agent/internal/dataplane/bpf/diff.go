@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"github.com/millrace-project/millrace/agent/internal/dataplane"
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/ids"
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/routes"
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/services"
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
+	"github.com/millrace-project/millrace/agent/internal/interfaces"
+	"github.com/millrace-project/millrace/bpf/layout"
+	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
+)
+
+// Diff implements dataplane.Dataplane. Both sides are read anew: what should be
+// from the store, what is from the kernel.
+func (p *Plane) Diff(visit func(*agentv1.DiffDesiredResponse) error) error {
+	p.mu.Lock()
+	list, err := p.diff()
+	p.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, d := range list {
+		if err := visit(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Plane) diff() ([]*agentv1.DiffDesiredResponse, error) {
+	var list []*agentv1.DiffDesiredResponse
+	for _, part := range []func() ([]*agentv1.DiffDesiredResponse, error){
+		p.diffServices, p.diffRoutes, p.diffConfig, p.diffAttachments,
+	} {
+		some, err := part()
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, some...)
+	}
+	return list, nil
+}
+
+// desiredFrontend is a frontend as the store says it should be.
+type desiredFrontend struct {
+	value    tables.Frontend // without a place
+	backends []tables.Backend
+}
+
+// desiredFrontends computes all frontends from the store. A frontend that two
+// services want is the one's that holds it.
+func (p *Plane) desiredFrontends() map[tables.FrontendKey]desiredFrontend {
+	desired := map[tables.FrontendKey]desiredFrontend{}
+	for _, key := range p.store.Keys(dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE) {
+		ports, _ := p.desire(key)
+		for _, port := range ports {
+			id, _ := p.ids.Get(services.IDKey(key, port.Name, port.Proto))
+			for _, c := range port.Claims {
+				if holder, held := p.services.Holder(c.Key); held && holder != key {
+					continue
+				}
+				desired[c.Key] = desiredFrontend{
+					value:    tables.Frontend{ServiceID: id, Flags: uint32(c.Flags)},
+					backends: port.Backends[c.Key.Family],
+				}
+			}
+		}
+	}
+	return desired
+}
+
+func (p *Plane) diffServices() ([]*agentv1.DiffDesiredResponse, error) {
+	desired := p.desiredFrontends()
+	var list []*agentv1.DiffDesiredResponse
+	for _, f := range tables.Families {
+		actual := map[tables.FrontendKey]tables.Frontend{}
+		err := p.tables.ReadFrontends(f, func(e tables.FrontendEntry) { actual[e.Key] = e.Value })
+		if err != nil {
+			return nil, err
+		}
+		keys := map[tables.FrontendKey]struct{}{}
+		for key := range actual {
+			keys[key] = struct{}{}
+		}
+		for key := range desired {
+			if key.Family == f {
+				keys[key] = struct{}{}
+			}
+		}
+		for _, key := range slices.SortedFunc(maps.Keys(keys), services.CompareKeys) {
+			d := &agentv1.DiffDesiredResponse{Object: "frontends_" + f.String(), Key: key.String()}
+			want, wanted := desired[key]
+			have, exists := actual[key]
+			if wanted {
+				d.Desired = describeFrontend(want.value, f, want.backends)
+			}
+			if exists {
+				backends, err := p.readBackends(tables.FrontendEntry{Key: key, Value: have})
+				if err != nil {
+					return nil, err
+				}
+				d.Actual = describeFrontend(have, f, backends)
+				if len(backends) != int(have.Count) {
+					d.Actual += fmt.Sprintf(" [%d,%d) is outside of the map", have.First, have.First+have.Count)
+				}
+			}
+			if d.Desired != d.Actual {
+				list = append(list, d)
+			}
+		}
+	}
+	return list, nil
+}
+
+func (p *Plane) diffRoutes() ([]*agentv1.DiffDesiredResponse, error) {
+	desired := p.cluster.routes(p.devices.Endpoints)
+	var list []*agentv1.DiffDesiredResponse
+	describe := func(r tables.Route) string {
+		return layout.Route{Flags: layout.RouteFlags(r.Flags), Ifindex: r.Ifindex}.String()
+	}
+	for _, f := range tables.Families {
+		actual := map[tables.RouteKey]tables.Route{}
+		if err := p.tables.ReadRoutes(f, func(e tables.RouteEntry) { actual[e.Key] = e.Value }); err != nil {
+			return nil, err
+		}
+		for key, want := range desired {
+			if key.Family != f {
+				continue
+			}
+			d := &agentv1.DiffDesiredResponse{Object: "routes_" + f.String(), Key: key.Prefix().String(), Desired: describe(want)}
+			if have, ok := actual[key]; ok {
+				d.Actual = describe(have)
+			}
+			if d.Desired != d.Actual {
+				list = append(list, d)
+			}
+		}
+		for key, have := range actual {
+			if _, ok := desired[key]; !ok {
+				list = append(list, &agentv1.DiffDesiredResponse{
+					Object: "routes_" + f.String(), Key: key.Prefix().String(), Actual: describe(have),
+				})
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b *agentv1.DiffDesiredResponse) int {
+		switch {
+		case a.GetObject()+a.GetKey() < b.GetObject()+b.GetKey():
+			return -1
+		default:
+			return 1
+		}
+	})
+	return list, nil
+}
+
+func (p *Plane) diffConfig() ([]*agentv1.DiffDesiredResponse, error) {
+	current, err := p.tables.ReadConfig()
+	if err != nil {
+		return nil, err
+	}
+	if want := p.desiredConfig(current); want != current {
+		return []*agentv1.DiffDesiredResponse{{Object: "config", Key: "0", Desired: want.String(), Actual: current.String()}}, nil
+	}
+	return nil, nil
+}
+
+// diffAttachments compares the devices that should have programs with those
+// that have.
+func (p *Plane) diffAttachments() ([]*agentv1.DiffDesiredResponse, error) {
+	missing, err := p.kernel.MissingAttachments()
+	if err != nil {
+		return nil, err
+	}
+	list := missing
+	have, err := p.kernel.AttachedDevices()
+	if err != nil {
+		return nil, err
+	}
+	for _, device := range p.devices.Devices {
+		whole, attached := have[device.Index]
+		switch {
+		case device.Role != interfaces.RoleIgnored && !whole:
+			list = append(list, &agentv1.DiffDesiredResponse{
+				Object: "device " + device.Name, Key: fmt.Sprint(device.Index), Desired: string(device.Role) + " programs",
+			})
+		case device.Role == interfaces.RoleIgnored && attached:
+			list = append(list, &agentv1.DiffDesiredResponse{
+				Object: "device " + device.Name, Key: fmt.Sprint(device.Index), Actual: "programs",
+			})
+		}
+	}
+	return list, nil
+}
+
+// Repair implements dataplane.Dataplane. It forgets what it believes to be in
+// the kernel, adopts what is there as at a start, and programs everything that
+// differs.
+func (p *Plane) Repair(context.Context) (int, []*agentv1.DiffDesiredResponse, dataplane.Result, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before, err := p.diff()
+	if err != nil {
+		return 0, nil, dataplane.Result{}, err
+	}
+	if len(before) == 0 {
+		return 0, nil, p.result(), nil
+	}
+	if err := p.adopt(); err != nil {
+		return 0, nil, dataplane.Result{}, err
+	}
+	p.kernel.Reset()
+	d := &delta{services: map[string]struct{}{}, allServices: true}
+	p.applyTopology(d)
+	if err := p.kernel.AttachCgroup(); err != nil {
+		p.log.Error("attach programs to the cgroup", zap.Error(err))
+		p.problem("programs could not be attached to the cgroup: %v", err)
+	}
+	p.applyServices(d)
+	if p.inSync {
+		p.prune()
+	}
+	remaining, err := p.diff()
+	if err != nil {
+		return 0, nil, p.result(), err
+	}
+	return max(0, len(before)-len(remaining)), remaining, p.result(), nil
+}
+
+// adopt reads anew what the maps hold.
+func (p *Plane) adopt() error {
+	var err error
+	if p.ids, err = ids.New(p.tables); err != nil {
+		return err
+	}
+	if p.services, err = services.New(p.tables, p.ids, p.now); err != nil {
+		return err
+	}
+	if p.routes, err = routes.New(p.tables); err != nil {
+		return err
+	}
+	return nil
+}

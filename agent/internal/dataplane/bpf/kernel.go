@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/millrace-project/millrace/agent/internal/conntrack"
+	"github.com/millrace-project/millrace/agent/internal/dataplane"
+	mbpf "github.com/millrace-project/millrace/bpf"
+	"github.com/millrace-project/millrace/bpf/layout"
+	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+)
+
+// device is what was attached to a device.
+type device struct {
+	name        string
+	kind        layout.DeviceKind
+	attachments []mbpf.Attachment
+}
+
+// System is the real kernel: the programs and maps of package bpf.
+type System struct {
+	dataplane *mbpf.Dataplane
+	pinPath   string
+	cgroup    string
+	features  []*agentv1.Feature
+
+	mu      sync.Mutex
+	sockets []mbpf.Attachment
+	devices map[uint32]device
+}
+
+var _ Kernel = (*System)(nil)
+
+// NewSystem returns the kernel behind an open dataplane.
+func NewSystem(d *mbpf.Dataplane, pinPath, cgroup string) *System {
+	return &System{
+		dataplane: d, pinPath: pinPath, cgroup: cgroup, devices: map[uint32]device{}, features: Features(mbpf.Probe()),
+	}
+}
+
+// Features describes probed features.
+func Features(probed []mbpf.Feature) []*agentv1.Feature {
+	var list []*agentv1.Feature
+	for _, f := range probed {
+		feature := &agentv1.Feature{Name: f.Name, Available: f.Present()}
+		switch {
+		case f.Present():
+		case f.Required:
+			feature.Consequence = "required: the BPF dataplane does not run without it: " + f.Err.Error()
+		default:
+			feature.Consequence = f.Fallback
+		}
+		list = append(list, feature)
+	}
+	return list
+}
+
+// Conntrack returns the flow tables.
+func (s *System) Conntrack() *conntrack.Table {
+	of := func(f *mbpf.FamilyMaps) conntrack.Maps {
+		return conntrack.Maps{
+			Established: f.Established.Current, EstablishedDraining: f.Established.Draining,
+			Embryonic: f.Embryonic.Current, EmbryonicDraining: f.Embryonic.Draining,
+		}
+	}
+	return conntrack.New(of(s.dataplane.V4), of(s.dataplane.V6))
+}
+
+// AttachCgroup implements Kernel.
+func (s *System) AttachCgroup() error {
+	attachments, err := s.dataplane.AttachCgroup(s.cgroup)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sockets = attachments
+	return err
+}
+
+// AttachDevice implements Kernel.
+func (s *System) AttachDevice(index uint32, name string, kind layout.DeviceKind) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if have, ok := s.devices[index]; ok && have.kind == kind && have.name == name {
+		return nil
+	}
+	role := mbpf.Uplink
+	if kind == layout.DevicePod {
+		role = mbpf.Pod
+	}
+	attachments, err := s.dataplane.AttachDevice(int(index), role)
+	if err != nil {
+		delete(s.devices, index)
+		return err
+	}
+	s.devices[index] = device{name: name, kind: kind, attachments: attachments}
+	return nil
+}
+
+// DetachDevice implements Kernel.
+func (s *System) DetachDevice(index uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.devices, index)
+	return s.dataplane.DetachDevice(int(index))
+}
+
+// Forget implements Kernel.
+func (s *System) Forget(index uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.devices, index)
+}
+
+// Reset implements Kernel.
+func (s *System) Reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.devices)
+}
+
+// AttachedDevices implements Kernel.
+func (s *System) AttachedDevices() (map[uint32]bool, error) {
+	list, err := s.dataplane.Attachments()
+	if err != nil {
+		return nil, err
+	}
+	hooks := map[uint32]int{}
+	severed := map[uint32]bool{}
+	for _, a := range list {
+		if a.Kind == mbpf.KindCgroup {
+			continue
+		}
+		hooks[uint32(a.Ifindex)]++
+		severed[uint32(a.Ifindex)] = severed[uint32(a.Ifindex)] || a.Severed
+	}
+	whole := map[uint32]bool{}
+	for index, n := range hooks {
+		whole[index] = n >= 2 && !severed[index]
+	}
+	return whole, nil
+}
+
+// MissingAttachments implements Kernel.
+func (s *System) MissingAttachments() ([]*agentv1.DiffDesiredResponse, error) {
+	list, err := s.dataplane.Attachments()
+	if err != nil {
+		return nil, err
+	}
+	have := map[string]bool{}
+	for _, a := range list {
+		if a.Kind == mbpf.KindCgroup && !a.Severed {
+			have[a.Program] = true
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var missing []*agentv1.DiffDesiredResponse
+	for _, a := range s.sockets {
+		if !have[a.Program] {
+			missing = append(missing, &agentv1.DiffDesiredResponse{
+				Object: "cgroup " + s.cgroup, Key: a.Program, Desired: "attached",
+			})
+		}
+	}
+	return missing, nil
+}
+
+// Attachments implements Kernel.
+func (s *System) Attachments() []*agentv1.Attachment {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []*agentv1.Attachment
+	for _, a := range s.sockets {
+		list = append(list, &agentv1.Attachment{
+			Program: a.Program, Target: s.cgroup, Hook: "cgroup/" + hookOf(a.Program), Adopted: a.Adopted,
+		})
+	}
+	for _, d := range s.devices {
+		for _, a := range d.attachments {
+			list = append(list, &agentv1.Attachment{
+				Program: a.Program, Target: d.name, Hook: fmt.Sprintf("%s/%s", a.Kind, a.Hook), Adopted: a.Adopted,
+			})
+		}
+	}
+	sortAttachments(list)
+	return list
+}
+
+// Features implements Kernel.
+func (s *System) Features() []*agentv1.Feature { return s.features }
+
+// namedMap is a map that can be listed and dumped.
+type namedMap struct {
+	name string
+	m    *ebpf.Map
+	// count and dump are nil where entries cannot be walked.
+	count func() (int, error)
+	dump  func(visit func(key, value string) error) error
+}
+
+func walk[K, V fmt.Stringer](name string, m *ebpf.Map) namedMap {
+	return walkAs(name, m, K.String, V.String)
+}
+
+func walkAs[K, V any](name string, m *ebpf.Map, key func(K) string, value func(V) string) namedMap {
+	return namedMap{name: name, m: m,
+		count: func() (n int, err error) {
+			err = mbpf.Each(m, func(K, V) bool { n++; return true })
+			return n, err
+		},
+		dump: func(visit func(key, value string) error) error {
+			var failed error
+			err := mbpf.Each(m, func(k K, v V) bool {
+				failed = visit(key(k), value(v))
+				return failed == nil
+			})
+			return errors.Join(failed, err)
+		},
+	}
+}
+
+// walkArray lists the elements of an array that are not zero.
+func walkArray[V interface {
+	comparable
+	fmt.Stringer
+}](name string, m *ebpf.Map) namedMap {
+	each := func(f func(uint32, V) error) error {
+		var failed error
+		err := mbpf.Each(m, func(k uint32, v V) bool {
+			var zero V
+			if v != zero {
+				failed = f(k, v)
+			}
+			return failed == nil
+		})
+		return errors.Join(failed, err)
+	}
+	return namedMap{name: name, m: m,
+		count: func() (n int, err error) {
+			err = each(func(uint32, V) error { n++; return nil })
+			return n, err
+		},
+		dump: func(visit func(key, value string) error) error {
+			return each(func(k uint32, v V) error { return visit(fmt.Sprint(k), v.String()) })
+		},
+	}
+}
+
+func entryString[A layout.IP](e layout.CtEntry[A]) string { return e.String() }
+
+func familyMaps[A layout.IP](f *mbpf.FamilyMaps) []namedMap {
+	suffix := fmt.Sprintf("_v%d", f.Family)
+	list := []namedMap{
+		walk[layout.FrontendKey[A], layout.Frontend]("frontends"+suffix, f.Frontends),
+		walkArray[layout.Backend[A]]("backends"+suffix, f.Backends),
+		walk[layout.RouteKey[A], layout.Route]("routes"+suffix, f.Routes),
+		walk[layout.FragmentKey[A], layout.Fragment]("fragments"+suffix, f.Fragments),
+		walkArray[layout.Connected[A]]("connected"+suffix, f.Connected),
+		walkAs("spilled"+suffix, f.Spilled, func(cookie uint64) string { return fmt.Sprintf("socket %d", cookie) },
+			layout.SockPeer[A].String),
+	}
+	for name, g := range map[string]*mbpf.Generations{"embryonic": f.Embryonic, "established": f.Established} {
+		list = append(list, walkAs(name+suffix, g.Current, layout.CtKey[A].String, entryString[A]))
+		if g.Draining != nil {
+			list = append(list, walkAs(name+suffix+"-draining", g.Draining, layout.CtKey[A].String, entryString[A]))
+		}
+	}
+	return list
+}
+
+func (s *System) maps() []namedMap {
+	d := s.dataplane
+	list := append(familyMaps[layout.V4](d.V4), familyMaps[layout.V6](d.V6)...)
+	list = append(list,
+		walkArray[layout.Config]("config", d.Config),
+		walkAs("ids", d.IDs, layout.IDKey.String, func(v uint32) string { return fmt.Sprint(v) }),
+		namedMap{name: "counters", m: d.Counters,
+			count: func() (int, error) {
+				counters, err := d.ReadCounters()
+				return len(counters), err
+			},
+			dump: func(visit func(key, value string) error) error {
+				counters, err := d.ReadCounters()
+				if err != nil {
+					return err
+				}
+				for k, v := range counters {
+					if err := visit(describeCounter(k), fmt.Sprintf("packets %d bytes %d", v.Packets, v.Bytes)); err != nil {
+						return err
+					}
+				}
+				return nil
+			},
+		})
+	sortMaps(list)
+	return list
+}
+
+// describeCounter names the device, if it is still there.
+func describeCounter(k layout.CounterKey) string {
+	if dev, err := net.InterfaceByIndex(int(k.Ifindex)); err == nil {
+		return fmt.Sprintf("%s %s", dev.Name, k.Reason)
+	}
+	return k.String()
+}
+
+func (s *System) pinOf(n namedMap) string {
+	name := n.name
+	switch n.m {
+	case s.dataplane.V4.Embryonic.Current, s.dataplane.V4.Established.Current,
+		s.dataplane.V6.Embryonic.Current, s.dataplane.V6.Established.Current:
+		name += "-current"
+	}
+	return filepath.Join(s.pinPath, "maps", name)
+}
+
+// Maps implements Kernel.
+func (s *System) Maps() ([]*agentv1.MapState, error) {
+	var list []*agentv1.MapState
+	for _, n := range s.maps() {
+		count, err := n.count()
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, &agentv1.MapState{
+			Name: n.name, Type: n.m.Type().String(), KeySize: n.m.KeySize(), ValueSize: n.m.ValueSize(),
+			MaxEntries: n.m.MaxEntries(), Entries: uint32(count), PinPath: s.pinOf(n),
+		})
+	}
+	return list, nil
+}
+
+// Capacities returns how many entries fit into each map.
+func (s *System) Capacities() map[string]uint64 {
+	capacities := map[string]uint64{}
+	for _, n := range s.maps() {
+		capacities[n.name] = uint64(n.m.MaxEntries())
+	}
+	return capacities
+}
+
+// DumpMap implements Kernel.
+func (s *System) DumpMap(name string, visit func(key, value string) error) error {
+	for _, n := range s.maps() {
+		if n.name == name {
+			return n.dump(visit)
+		}
+	}
+	return fmt.Errorf("%q: %w", name, dataplane.ErrNoMap)
+}
+
+// Counters returns the counters of drops and refusals.
+func (s *System) Counters() (map[layout.CounterKey]layout.Counter, error) {
+	return s.dataplane.ReadCounters()
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package dataplane is what every way of forwarding has in common: it is told
+// which held resources changed, makes the kernel follow, and says what could
+// not be done. Implementations are in packages below it.
+package dataplane
+
+import (
+	"context"
+
+	"github.com/millrace-project/millrace/agent/internal/held"
+	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
+)
+
+// Change tells which resources differ from what was applied last. Their values
+// are in the store.
+type Change struct {
+	Names []held.Name
+	// InSync tells that the store holds everything the node is to have: what the
+	// kernel has beyond that is stale. Before, nothing is removed but what the
+	// change itself removes.
+	InSync bool
+}
+
+// Result is how things stand after a change.
+type Result struct {
+	// Errors are all present errors of resources, in the order of their names.
+	Errors []*dataplanev1.ResourceError
+	// Retry tells that another attempt may mend some of them.
+	Retry bool
+	// Report is what the node is to tell the calculators.
+	Report *dataplanev1.Report
+}
+
+// Dataplane programs the kernel of one node. Calls that change it are made by
+// one goroutine, all others by any.
+type Dataplane interface {
+	// Apply programs a change.
+	Apply(ctx context.Context, change Change) Result
+	// Retry attempts again what failed.
+	Retry(ctx context.Context) Result
+	// Refresh looks at the node's devices, addresses and routes anew.
+	Refresh(ctx context.Context) Result
+	// DeviceGone forgets a device that was deleted.
+	DeviceGone(index uint32)
+	// State tells what is attached.
+	State() *agentv1.DataplaneState
+	// Services calls visit with each held service as the kernel has it; empty
+	// namespace or name select all.
+	Services(namespace, name string, visit func(*agentv1.ListServicesResponse) error) error
+	// Conntrack calls visit with each tracked flow.
+	Conntrack(visit func(*agentv1.ListConntrackResponse) error) error
+	// Maps lists the kernel's tables.
+	Maps() ([]*agentv1.MapState, error)
+	// DumpMap calls visit with each entry of a table; ErrNoMap if there is none
+	// of that name.
+	DumpMap(name string, visit func(*agentv1.DumpMapResponse) error) error
+	// Diff calls visit with each difference between the store and the kernel.
+	Diff(visit func(*agentv1.DiffDesiredResponse) error) error
+	// Repair removes the differences and tells how many are no more, and what
+	// remains.
+	Repair(ctx context.Context) (repaired int, remaining []*agentv1.DiffDesiredResponse, result Result, err error)
+}

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package interfaces decides which network devices get programs. It looks at
+// the namespace the agent runs in, by netlink, and keeps looking.
+//
+// The device of a pod is the one that the route to the pod's address names; if
+// that is a bridge, the port behind which the bridge has seen the address.
+// Uplinks are what packets of others come by: every device that is up, is no
+// pod's, and has a global address or the default route, but for members of
+// bridges and bonds, bridges of pods, and what is excluded by name.
+package interfaces
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+)
+
+// Role is what a device is to the dataplane.
+type Role string
+
+// The roles.
+const (
+	RolePod     Role = "pod"
+	RoleUplink  Role = "uplink"
+	RoleIgnored Role = "ignored"
+)
+
+// Endpoint is a pod of this node.
+type Endpoint struct {
+	// Key is "namespace/pod".
+	Key       string
+	Addresses []netip.Addr
+}
+
+// Device is a device with what was decided about it.
+type Device struct {
+	Name     string
+	Index    uint32
+	Role     Role
+	Reason   string
+	Endpoint string
+}
+
+// State is what a look at the node found.
+type State struct {
+	// Devices are all devices, by index.
+	Devices []Device
+	// Endpoints leads from an endpoint's key to the index of its device.
+	Endpoints map[string]uint32
+	// Missing tells why an endpoint's device was not found, by key.
+	Missing map[string]string
+	// UplinkAddresses are the global addresses of uplinks, sorted.
+	UplinkAddresses []netip.Addr
+}
+
+// link is a device as the kernel describes it.
+type link struct {
+	index       int
+	name, kind  string
+	up          bool
+	loopback    bool
+	masterIndex int
+	addresses   []netip.Prefix // of global scope
+	defaultFor  string         // "IPv4", "IPv6" or both, if it has the default route
+}
+
+// host is the part of the kernel that decisions are made from.
+type host interface {
+	links() (map[int]*link, error)
+	// deviceOf returns the index of the device that packets to the address
+	// leave by, or why there is none that can be a pod's.
+	deviceOf(addr netip.Addr) (int, string, error)
+	// portOf returns the port of a bridge behind which the address is.
+	portOf(bridge int, addr netip.Addr) (int, string, error)
+}
+
+// Classifier decides about devices.
+type Classifier struct {
+	host    host
+	exclude []string
+}
+
+// NewClassifier returns a classifier of the devices of the caller's network
+// namespace. Devices whose name matches one of the exclude patterns are no
+// uplinks.
+func NewClassifier(exclude []string) (*Classifier, error) {
+	for _, pattern := range exclude {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return nil, fmt.Errorf("pattern %q: %w", pattern, err)
+		}
+	}
+	return &Classifier{host: &netlinkHost{}, exclude: exclude}, nil
+}
+
+// Classify looks at every device. podPrefixes are those from which this node's
+// pods get addresses.
+func (c *Classifier) Classify(endpoints []Endpoint, podPrefixes []netip.Prefix) (State, error) {
+	links, err := c.host.links()
+	if err != nil {
+		return State{}, err
+	}
+	state := State{Endpoints: map[string]uint32{}, Missing: map[string]string{}}
+	pods := map[int]string{}     // device to endpoint
+	podBridges := map[int]bool{} // bridges that pods' devices are ports of
+	for _, e := range endpoints {
+		index, bridge, why := c.find(links, e)
+		if why != "" {
+			state.Missing[e.Key] = why
+			continue
+		}
+		if other, taken := pods[index]; taken {
+			state.Missing[e.Key] = fmt.Sprintf("device %s is that of endpoint %s already", links[index].name, other)
+			continue
+		}
+		pods[index] = e.Key
+		state.Endpoints[e.Key] = uint32(index)
+		if bridge != 0 {
+			podBridges[bridge] = true
+		}
+	}
+	for _, index := range slices.Sorted(maps.Keys(links)) {
+		l := links[index]
+		d := Device{Name: l.name, Index: uint32(index)}
+		if key, ok := pods[index]; ok {
+			d.Role, d.Endpoint, d.Reason = RolePod, key, "route to the endpoint's address"
+		} else {
+			d.Role, d.Reason = c.uplink(links, l, podBridges, podPrefixes)
+		}
+		if d.Role == RoleUplink {
+			for _, prefix := range l.addresses {
+				state.UplinkAddresses = append(state.UplinkAddresses, prefix.Addr())
+			}
+		}
+		state.Devices = append(state.Devices, d)
+	}
+	slices.SortFunc(state.UplinkAddresses, netip.Addr.Compare)
+	state.UplinkAddresses = slices.Compact(state.UplinkAddresses)
+	return state, nil
+}
+
+// find returns the index of an endpoint's device and of the bridge it is a port
+// of, or why it was not found.
+func (c *Classifier) find(links map[int]*link, e Endpoint) (index, bridge int, why string) {
+	if len(e.Addresses) == 0 {
+		return 0, 0, "the endpoint has no address"
+	}
+	var reasons []string
+	for _, addr := range e.Addresses {
+		index, bridge, why := c.findBy(links, addr)
+		if why == "" {
+			return index, bridge, ""
+		}
+		reasons = append(reasons, why)
+	}
+	return 0, 0, strings.Join(slices.Compact(reasons), "; ")
+}
+
+func (c *Classifier) findBy(links map[int]*link, addr netip.Addr) (index, bridge int, why string) {
+	index, why, err := c.host.deviceOf(addr)
+	if err != nil {
+		return 0, 0, err.Error()
+	}
+	if why != "" {
+		return 0, 0, why
+	}
+	l := links[index]
+	if l == nil {
+		return 0, 0, fmt.Sprintf("the route to %s names device %d, which is gone", addr, index)
+	}
+	if l.loopback {
+		return 0, 0, fmt.Sprintf("%s is an address of the node itself", addr)
+	}
+	if l.defaultFor != "" {
+		return 0, 0, fmt.Sprintf("the route to %s leaves by %s, which has the default route", addr, l.name)
+	}
+	if l.kind != "bridge" {
+		return index, 0, ""
+	}
+	port, why, err := c.host.portOf(index, addr)
+	if err != nil {
+		return 0, 0, err.Error()
+	}
+	if why != "" {
+		return 0, 0, fmt.Sprintf("bridge %s: %s", l.name, why)
+	}
+	if links[port] == nil {
+		return 0, 0, fmt.Sprintf("bridge %s: port %d is gone", l.name, port)
+	}
+	return port, index, ""
+}
+
+// uplink decides about a device that is no pod's.
+func (c *Classifier) uplink(links map[int]*link, l *link, podBridges map[int]bool, podPrefixes []netip.Prefix) (Role, string) {
+	for _, pattern := range c.exclude {
+		if ok, _ := path.Match(pattern, l.name); ok {
+			return RoleIgnored, fmt.Sprintf("excluded by pattern %q", pattern)
+		}
+	}
+	switch {
+	case l.loopback:
+		return RoleIgnored, "loopback"
+	case !l.up:
+		return RoleIgnored, "not up"
+	case l.masterIndex != 0:
+		if master := links[l.masterIndex]; master != nil && master.kind != "vrf" {
+			return RoleIgnored, fmt.Sprintf("member of %s %s", cmp.Or(master.kind, "device"), master.name)
+		}
+	case podBridges[l.index]:
+		return RoleIgnored, "bridge of pods"
+	}
+	if l.defaultFor != "" {
+		return RoleUplink, "has the default route of " + l.defaultFor
+	}
+	if len(l.addresses) == 0 {
+		return RoleIgnored, "no global address and no default route"
+	}
+	for _, address := range l.addresses {
+		if !slices.ContainsFunc(podPrefixes, func(p netip.Prefix) bool { return p.Contains(address.Addr()) }) {
+			return RoleUplink, "has global address " + address.String()
+		}
+	}
+	return RoleIgnored, "its addresses are of this node's pod prefixes: a device of pods"
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package metrics
+
+import (
+	"net"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millrace-project/millrace/bpf/layout"
+)
+
+// Fill is how full a table is.
+type Fill struct{ Entries, Capacity uint64 }
+
+// Sources are read when somebody asks for metrics.
+type Sources struct {
+	// Counters are the kernel's, by device and reason.
+	Counters func() (map[layout.CounterKey]layout.Counter, error)
+	// Fill tells how full the kernel's tables are, by name. It is asked often,
+	// so it must not walk them.
+	Fill func() map[string]Fill
+	// Held counts resources by type.
+	Held func() map[string]uint64
+	// LogBytes is the length of the state log.
+	LogBytes func() int64
+}
+
+var (
+	packetsDesc = prometheus.NewDesc(prefix+"drops_packets_total",
+		"Packets and calls that were dropped or answered in the backend's place, by reason and device.",
+		[]string{"reason", "device"}, nil)
+	bytesDesc = prometheus.NewDesc(prefix+"drops_bytes_total",
+		"Bytes of packets that were dropped or answered in the backend's place, by reason and device.",
+		[]string{"reason", "device"}, nil)
+	entriesDesc  = prometheus.NewDesc(prefix+"map_entries", "Entries of a BPF map.", []string{"map"}, nil)
+	capacityDesc = prometheus.NewDesc(prefix+"map_max_entries", "Entries that fit into a BPF map.", []string{"map"}, nil)
+	heldDesc     = prometheus.NewDesc(prefix+"held_resources", "Resources that the agent holds, by type.", []string{"type"}, nil)
+	logDesc      = prometheus.NewDesc(prefix+"state_log_bytes", "Length of the state log.", nil, nil)
+)
+
+type kernelCollector struct{ s Sources }
+
+// RegisterSources adds what is read on demand.
+func (m *Metrics) RegisterSources(s Sources) { m.Registry.MustRegister(kernelCollector{s}) }
+
+// Describe implements prometheus.Collector.
+func (c kernelCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{packetsDesc, bytesDesc, entriesDesc, capacityDesc, heldDesc, logDesc} {
+		ch <- d
+	}
+}
+
+// device names a device for a label; deleted ones keep their number.
+func device(index uint32) string {
+	if index == 0 {
+		return "socket"
+	}
+	if dev, err := net.InterfaceByIndex(int(index)); err == nil {
+		return dev.Name
+	}
+	return strconv.Itoa(int(index))
+}
+
+// Collect implements prometheus.Collector.
+func (c kernelCollector) Collect(ch chan<- prometheus.Metric) {
+	emit := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, kind, v, labels...)
+	}
+	fail := func(d *prometheus.Desc, err error) { ch <- prometheus.NewInvalidMetric(d, err) }
+	if counters, err := c.s.Counters(); err != nil {
+		fail(packetsDesc, err)
+	} else {
+		for k, v := range counters {
+			emit(packetsDesc, prometheus.CounterValue, float64(v.Packets), k.Reason.String(), device(k.Ifindex))
+			emit(bytesDesc, prometheus.CounterValue, float64(v.Bytes), k.Reason.String(), device(k.Ifindex))
+		}
+	}
+	for name, fill := range c.s.Fill() {
+		emit(entriesDesc, prometheus.GaugeValue, float64(fill.Entries), name)
+		emit(capacityDesc, prometheus.GaugeValue, float64(fill.Capacity), name)
+	}
+	for name, n := range c.s.Held() {
+		emit(heldDesc, prometheus.GaugeValue, float64(n), name)
+	}
+	emit(logDesc, prometheus.GaugeValue, float64(c.s.LogBytes()))
+}

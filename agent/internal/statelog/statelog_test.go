@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package statelog
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/millrace-project/millrace/agent/internal/held"
+	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
+)
+
+const boot = "11111111-2222-3333-4444-555555555555"
+
+func name(i int) held.Name {
+	return held.Name{Type: dataplanev1.ResourceType(1 + i%5), Key: fmt.Sprintf("ns/name-%d", i)}
+}
+
+// randomBatch changes some of 40 names.
+func randomBatch(r *rand.Rand, n int) *held.Batch {
+	b := held.NewBatch()
+	for range 1 + r.IntN(6) {
+		at := name(r.IntN(40))
+		if r.IntN(3) == 0 {
+			b.Remove(at)
+			continue
+		}
+		data := make([]byte, r.IntN(200))
+		for i := range data {
+			data[i] = byte(r.Uint32())
+		}
+		b.Upsert(at, held.Entry{Version: r.Uint64(), Data: data})
+	}
+	b.Meta = held.Meta{Epoch: "e/1", Position: map[string]uint64{"services": uint64(n), "nodes": 7}, InSync: n%2 == 0}
+	return b
+}
+
+// contents returns everything a store holds, in a form that compares.
+func contents(s *held.Store) map[string]string {
+	all := map[string]string{"meta": fmt.Sprintf("%+v", s.Meta())}
+	for _, n := range s.Names() {
+		e, _ := s.Entry(n)
+		all[n.String()] = fmt.Sprintf("%d %x", e.Version, e.Data)
+	}
+	return all
+}
+
+func open(t *testing.T, dir string) (*Log, *held.Store, Recovery) {
+	t.Helper()
+	store := held.New()
+	l, recovery, err := Open(dir, boot, store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, store, recovery
+}
+
+// fill writes n random batches and returns the contents after each, the first
+// being of the empty log, and the length of the log after each.
+func fill(t *testing.T, dir string, r *rand.Rand, n int) (states []map[string]string, lengths []int64) {
+	t.Helper()
+	l, store, _ := open(t, dir)
+	states, lengths = append(states, contents(store)), append(lengths, l.Size())
+	for i := range n {
+		b := randomBatch(r, i)
+		if err := l.Append(b); err != nil {
+			t.Fatal(err)
+		}
+		store.Apply(b)
+		states, lengths = append(states, contents(store)), append(lengths, l.Size())
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return states, lengths
+}
+
+func TestReplay(t *testing.T) {
+	dir := t.TempDir()
+	states, _ := fill(t, dir, rand.New(rand.NewPCG(1, 1)), 200)
+	l, store, recovery := open(t, dir)
+	defer l.Close()
+	if recovery.Damage != "" || !recovery.SameBoot || recovery.Records != 201 {
+		t.Fatalf("recovery %+v, want 201 records of the same boot and no damage", recovery)
+	}
+	if diff := cmp.Diff(states[200], contents(store)); diff != "" {
+		t.Fatal(diff)
+	}
+	other := held.New()
+	other.Apply(&held.Batch{Meta: store.Meta()})
+	for _, n := range store.Names() {
+		e, _ := store.Entry(n)
+		other.Apply(&held.Batch{Upserts: map[held.Name]held.Entry{n: e}, Meta: store.Meta()})
+	}
+	if store.Digests() != other.Digests() || store.Bytes() != other.Bytes() {
+		t.Fatal("digests or size kept up to date differ from those made at once")
+	}
+}
+
+func TestAnotherBoot(t *testing.T) {
+	dir := t.TempDir()
+	fill(t, dir, rand.New(rand.NewPCG(2, 2)), 3)
+	store := held.New()
+	l, recovery, err := Open(dir, "another", store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if recovery.SameBoot || recovery.PreviousBoot != boot {
+		t.Fatalf("recovery %+v, want another boot", recovery)
+	}
+	l.Close()
+	l, recovery, err = Open(dir, "another", held.New())
+	if err != nil || !recovery.SameBoot {
+		t.Fatalf("recovery %+v, %v: the boot of the last writer was not recorded", recovery, err)
+	}
+	l.Close()
+}
+
+// TestTorn cuts the log at every length: what is replayed is the state after
+// the last batch that is there in whole, and the log can be written on.
+func TestTorn(t *testing.T) {
+	dir := t.TempDir()
+	states, lengths := fill(t, dir, rand.New(rand.NewPCG(3, 3)), 12)
+	whole, err := os.ReadFile(filepath.Join(dir, fileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	step := 1
+	if testing.Short() {
+		step = 7
+	}
+	for cut := 0; cut < len(whole); cut += step {
+		torn := t.TempDir()
+		if err := os.WriteFile(filepath.Join(torn, fileName), whole[:cut], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		want, clean := 0, cut == 0
+		for i, length := range lengths {
+			if int64(cut) >= length {
+				want = i
+			}
+			clean = clean || int64(cut) == length
+		}
+		clean = clean || cut == len(magic)
+		l, store, recovery := open(t, torn)
+		if diff := cmp.Diff(states[want], contents(store)); diff != "" {
+			t.Fatalf("cut at %d: %s", cut, diff)
+		}
+		if clean != (recovery.Damage == "") {
+			t.Fatalf("cut at %d: recovery %+v", cut, recovery)
+		}
+		b := randomBatch(rand.New(rand.NewPCG(4, uint64(cut))), 99)
+		if err := l.Append(b); err != nil {
+			t.Fatal(err)
+		}
+		store.Apply(b)
+		l.Close()
+		l, again, recovery := open(t, torn)
+		if diff := cmp.Diff(contents(store), contents(again)); diff != "" || recovery.Damage != "" {
+			t.Fatalf("cut at %d, written on: %+v %s", cut, recovery, diff)
+		}
+		l.Close()
+	}
+}
+
+// TestCorruption flips bits anywhere: a replay ends in a state that the log
+// once was in, and says that it is damaged.
+func TestCorruption(t *testing.T) {
+	dir := t.TempDir()
+	r := rand.New(rand.NewPCG(5, 5))
+	states, _ := fill(t, dir, r, 30)
+	whole, err := os.ReadFile(filepath.Join(dir, fileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range 500 {
+		bad := append([]byte(nil), whole...)
+		at := r.IntN(len(bad))
+		for i := at; i < min(len(bad), at+1+r.IntN(20)); i++ {
+			bad[i] ^= byte(1 + r.IntN(255))
+		}
+		corrupt := t.TempDir()
+		if err := os.WriteFile(filepath.Join(corrupt, fileName), bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, store, recovery := open(t, corrupt)
+		l.Close()
+		if recovery.Damage == "" || recovery.TruncatedBytes == 0 {
+			t.Fatalf("round %d: damage at %d went unnoticed: %+v", round, at, recovery)
+		}
+		got, known := contents(store), false
+		for _, s := range states {
+			known = known || maps.Equal(s, got)
+		}
+		if !known {
+			t.Fatalf("round %d: damage at %d made a state that never was: %v", round, at, got)
+		}
+	}
+}
+
+func TestCompact(t *testing.T) {
+	dir := t.TempDir()
+	r := rand.New(rand.NewPCG(6, 6))
+	l, store, _ := open(t, dir)
+	compacted := 0
+	for i := range 20000 {
+		b := randomBatch(r, i)
+		if err := l.Append(b); err != nil {
+			t.Fatal(err)
+		}
+		store.Apply(b)
+		done, err := l.MaybeCompact(store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done {
+			compacted++
+		}
+	}
+	if compacted == 0 || l.Size() > 2*minCompact {
+		t.Fatalf("compacted %d times, %d bytes", compacted, l.Size())
+	}
+	want := contents(store)
+	l.Close()
+	l, again, recovery := open(t, dir)
+	defer l.Close()
+	if diff := cmp.Diff(want, contents(again)); diff != "" || recovery.Damage != "" || !recovery.SameBoot {
+		t.Fatalf("%+v %s", recovery, diff)
+	}
+}
+
+// TestUnfinishedCompaction leaves the file of a compaction that died behind.
+func TestUnfinishedCompaction(t *testing.T) {
+	dir := t.TempDir()
+	states, _ := fill(t, dir, rand.New(rand.NewPCG(7, 7)), 5)
+	left := filepath.Join(dir, fileName+".new")
+	if err := os.WriteFile(left, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, store, _ := open(t, dir)
+	defer l.Close()
+	if diff := cmp.Diff(states[5], contents(store)); diff != "" {
+		t.Fatal(diff)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("the left-over is still there: %v", err)
+	}
+}
+
+func TestLocked(t *testing.T) {
+	dir := t.TempDir()
+	l, _, _ := open(t, dir)
+	defer l.Close()
+	if _, _, err := Open(dir, boot, held.New()); !errors.Is(err, ErrLocked) {
+		t.Fatalf("second open: %v, want ErrLocked", err)
+	}
+}
+
+func FuzzReplay(f *testing.F) {
+	f.Add([]byte(magic))
+	f.Add(append([]byte(magic), appendRecord(nil, func(b []byte) []byte {
+		return appendBatch(b, randomBatch(rand.New(rand.NewPCG(1, 2)), 1))
+	})...))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, fileName), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, _, err := Open(dir, boot, held.New())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		l, recovery, err := Open(dir, boot, held.New())
+		if err != nil || recovery.Damage != "" {
+			t.Fatalf("a log that was mended is damaged still: %+v %v", recovery, err)
+		}
+		l.Close()
+	})
+}

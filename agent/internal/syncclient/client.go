@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package syncclient keeps a stream open to one of the calculators and brings
+// what comes by it to the applier.
+package syncclient
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/millrace-project/millrace/agent/internal/applier"
+	"github.com/millrace-project/millrace/agent/internal/held"
+	"github.com/millrace-project/millrace/agent/internal/metrics"
+	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
+)
+
+const (
+	// maxMessage is the largest message taken from a calculator.
+	maxMessage = 64 << 20
+	// pingTime is how long a stream may be silent before the calculator is
+	// asked whether it is there, and pingTimeout how long it may take to answer:
+	// a node that lost its calculator to a dead machine notices within both.
+	pingTime    = 15 * time.Second
+	pingTimeout = 10 * time.Second
+)
+
+// Applier takes what comes by the stream.
+type Applier interface {
+	Attach(ctx context.Context, s applier.Stream) error
+	Detach()
+	Submit(*held.Batch, applier.Commit)
+	AddError(*dataplanev1.ResourceError)
+}
+
+// Target is a calculator's address and how to dial it.
+type Target struct {
+	// Address as the user gave it.
+	Address string
+	// Dial is the address in the form that gRPC takes.
+	Dial        string
+	Credentials credentials.TransportCredentials
+}
+
+// Options are a client's settings.
+type Options struct {
+	Node    string
+	Version string
+	Targets []Target
+	// Backoff bounds the waits between rounds over all targets. Zero stands for
+	// DefaultBackoff.
+	Backoff Backoff
+}
+
+// Backoff bounds the waits between attempts.
+type Backoff struct{ First, Last time.Duration }
+
+// DefaultBackoff is what agents use: quick at first, because most losses are a
+// calculator's restart, and slow enough in the end for thousands of nodes.
+var DefaultBackoff = Backoff{First: 200 * time.Millisecond, Last: 15 * time.Second}
+
+// Status is how the stream is.
+type Status struct {
+	Address      string
+	CalculatorID string
+	Connected    bool
+	InSync       bool
+	Received     uint64
+	LastError    string
+	ConnectTime  time.Time
+	Connects     uint64
+	Position     map[string]uint64
+	Epoch        string
+}
+
+// Client keeps the stream.
+type Client struct {
+	options Options
+	store   *held.Store
+	applier Applier
+	metrics *metrics.Metrics
+	log     *zap.Logger
+
+	mu     sync.Mutex
+	status Status
+}
+
+// New returns a client.
+func New(options Options, store *held.Store, a Applier, m *metrics.Metrics, log *zap.Logger) *Client {
+	if options.Backoff == (Backoff{}) {
+		options.Backoff = DefaultBackoff
+	}
+	return &Client{options: options, store: store, applier: a, metrics: m, log: log}
+}
+
+// Status returns how the stream is.
+func (c *Client) Status() Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.status
+	meta := c.store.Meta()
+	if s.Epoch == "" {
+		s.Epoch = meta.Epoch
+	}
+	if s.Position == nil {
+		s.Position = meta.Position
+	}
+	return s
+}
+
+func (c *Client) update(f func(*Status)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f(&c.status)
+}
+
+// errDrained ends a stream whose calculator asked to.
+var errDrained = errors.New("the calculator is about to go")
+
+// Run keeps a stream open until ctx ends.
+func (c *Client) Run(ctx context.Context) {
+	wait := c.options.Backoff.First
+	avoid := ""
+	for ctx.Err() == nil {
+		good := false
+		for _, target := range c.order(avoid) {
+			started := time.Now()
+			err := c.stream(ctx, target)
+			c.ended(target, err)
+			if ctx.Err() != nil {
+				return
+			}
+			avoid = ""
+			if errors.Is(err, errDrained) {
+				avoid = target.Address
+			}
+			// A stream that lived a while was a good one: begin anew, and not
+			// with the longest wait.
+			if errors.Is(err, errDrained) || time.Since(started) > c.options.Backoff.Last {
+				good = true
+				break
+			}
+		}
+		if good {
+			wait = c.options.Backoff.First
+		}
+		// Nodes that lose one calculator together must not come back together.
+		pause := wait/2 + rand.N(wait)
+		if !good {
+			wait = min(2*wait, c.options.Backoff.Last)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// order returns the targets in random order, the one to avoid last.
+func (c *Client) order(avoid string) []Target {
+	targets := slices.Clone(c.options.Targets)
+	rand.Shuffle(len(targets), func(i, j int) { targets[i], targets[j] = targets[j], targets[i] })
+	slices.SortStableFunc(targets, func(a, b Target) int {
+		switch {
+		case a.Address == avoid && b.Address != avoid:
+			return 1
+		case b.Address == avoid && a.Address != avoid:
+			return -1
+		}
+		return 0
+	})
+	return targets
+}
+
+func (c *Client) ended(target Target, err error) {
+	c.applier.Detach()
+	c.metrics.Connected.Set(0)
+	c.metrics.InSync.Set(0)
+	reason := Reason(err)
+	c.metrics.StreamEnds.WithLabelValues(reason).Inc()
+	c.update(func(s *Status) {
+		s.Connected, s.InSync, s.Address, s.CalculatorID = false, false, "", ""
+		s.LastError = fmt.Sprintf("%s: %v", target.Address, err)
+	})
+	c.log.Info("stream ended", zap.String("calculator", target.Address), zap.String("reason", reason), zap.Error(err))
+}
+
+// Reason returns why a stream ended in one word: the reason that the
+// calculator's error carries, or the error's code.
+func Reason(err error) string {
+	if errors.Is(err, errDrained) {
+		return "DRAIN"
+	}
+	var refused *refusal
+	if errors.As(err, &refused) {
+		return refused.reason
+	}
+	s := status.Convert(err)
+	for _, detail := range s.Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok {
+			return info.GetReason()
+		}
+	}
+	return strings.ToUpper(s.Code().String())
+}
+
+// refusal is why the agent itself ended a stream.
+type refusal struct{ reason, message string }
+
+func (r *refusal) Error() string { return r.message }
+
+func refuse(reason, format string, args ...any) error {
+	return &refusal{reason: reason, message: fmt.Sprintf(format, args...)}
+}
+
+// stream opens a stream and follows it to its end.
+func (c *Client) stream(ctx context.Context, target Target) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	conn, err := grpc.NewClient(target.Dial,
+		grpc.WithTransportCredentials(target.Credentials),
+		grpc.WithUserAgent("millrace-agent/"+c.options.Version),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingTime, Timeout: pingTimeout}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		// Trying again is Run's: it tries another calculator first.
+		grpc.WithDisableRetry(),
+	)
+	if err != nil {
+		return fmt.Errorf("dial: %w", err)
+	}
+	defer conn.Close() //nolint:errcheck // nothing is left to lose
+	call, err := dataplanev1.NewSyncServiceClient(conn).Sync(ctx)
+	if err != nil {
+		return err
+	}
+	s := &session{Client: c, target: target, call: call, cancel: cancel, outbox: newOutbox(), batch: held.NewBatch()}
+	return s.run(ctx)
+}
+
+// hello introduces this agent and what it holds.
+func (c *Client) hello() *dataplanev1.Hello {
+	meta := c.store.Meta()
+	hello := &dataplanev1.Hello{
+		NodeName:      c.options.Node,
+		AgentVersion:  c.options.Version,
+		Types:         supported,
+		Epoch:         meta.Epoch,
+		DataplaneMode: dataplanev1.DataplaneMode_DATAPLANE_MODE_BPF,
+	}
+	if len(meta.Position) > 0 {
+		hello.Position = &dataplanev1.Position{ResourceVersions: meta.Position}
+	}
+	if len(c.store.Counts()) > 0 {
+		digests := c.store.Digests()
+		hello.BucketDigests = digests.Digests()
+	}
+	return hello
+}
+
+// supported are the types that this agent understands, with the schema numbers
+// of the resource.proto it was built from.
+var supported = func() []*dataplanev1.TypeSupport {
+	var list []*dataplanev1.TypeSupport
+	for _, t := range []dataplanev1.ResourceType{
+		dataplanev1.ResourceType_RESOURCE_TYPE_NODE_CONFIG,
+		dataplanev1.ResourceType_RESOURCE_TYPE_NODE,
+		dataplanev1.ResourceType_RESOURCE_TYPE_ENDPOINT,
+		dataplanev1.ResourceType_RESOURCE_TYPE_BACKEND_SLICE,
+		dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE,
+	} {
+		list = append(list, &dataplanev1.TypeSupport{Type: t, Schema: 1})
+	}
+	return list
+}()
+
+// isEnd tells whether the error is an orderly end of a stream.
+func isEnd(err error) bool { return status.Code(err) == codes.Canceled }
