@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509/pkix"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+)
+
+// Clientset returns a client with every right.
+func (c *ControlPlane) Clientset() (kubernetes.Interface, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.admin != nil {
+		return c.admin, nil
+	}
+	cfg, err := c.UserConfig("admin", "system:masters")
+	if err != nil {
+		return nil, err
+	}
+	// Tests write many small objects, and nothing is to be gained by pacing.
+	cfg.QPS, cfg.Burst = -1, -1
+	cfg.ContentType = runtime.ContentTypeProtobuf
+	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	if c.admin, err = kubernetes.NewForConfig(cfg); err != nil {
+		return nil, fmt.Errorf("making a client: %w", err)
+	}
+	return c.admin, nil
+}
+
+// UserConfig returns the configuration of a client that presents a certificate
+// of the user. Its connections are opened in the control plane's namespace.
+func (c *ControlPlane) UserConfig(user string, groups ...string) (*rest.Config, error) {
+	p, err := c.ca.issue(pkix.Name{CommonName: user, Organization: groups})
+	if err != nil {
+		return nil, err
+	}
+	return &rest.Config{
+		Host:            "https://" + c.endpoint(),
+		Dial:            dialNetNS(c.opts.NetNS),
+		TLSClientConfig: rest.TLSClientConfig{CAData: c.ca.pem(), CertData: p.cert, KeyData: p.key},
+	}, nil
+}
+
+// Kubeconfig writes a kubeconfig for the user to a file of that name and
+// returns its path. Server is the address ("127.0.0.1:6443") where the reader
+// of the file reaches the API server, the API server's own if empty.
+func (c *ControlPlane) Kubeconfig(server, user string, groups ...string) (string, error) {
+	p, err := c.ca.issue(pkix.Name{CommonName: user, Organization: groups})
+	if err != nil {
+		return "", err
+	}
+	return c.writeKubeconfig(server, user, &clientcmdapi.AuthInfo{
+		ClientCertificateData: p.cert, ClientKeyData: p.key,
+	})
+}
+
+// TokenKubeconfig is like Kubeconfig for a service account, by a token that
+// the API server issues for it. The service account must exist.
+func (c *ControlPlane) TokenKubeconfig(ctx context.Context, server, namespace, serviceAccount string) (string, error) {
+	admin, err := c.Clientset()
+	if err != nil {
+		return "", err
+	}
+	token, err := admin.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, serviceAccount,
+		&authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	if err != nil {
+		return "", fmt.Errorf("issuing a token for %s/%s: %w", namespace, serviceAccount, err)
+	}
+	return c.writeKubeconfig(server, namespace+":"+serviceAccount, &clientcmdapi.AuthInfo{Token: token.Status.Token})
+}
+
+func (c *ControlPlane) writeKubeconfig(server, user string, auth *clientcmdapi.AuthInfo) (string, error) {
+	if server == "" {
+		server = c.endpoint()
+	}
+	cfg := clientcmdapi.Config{
+		Clusters: map[string]*clientcmdapi.Cluster{
+			"test": {Server: "https://" + server, CertificateAuthorityData: c.ca.pem()},
+		},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{user: auth},
+		Contexts:       map[string]*clientcmdapi.Context{"test": {Cluster: "test", AuthInfo: user}},
+		CurrentContext: "test",
+	}
+	name := strings.NewReplacer(":", "-", "/", "-").Replace(user + "@" + server)
+	path := filepath.Join(c.dir, name+".kubeconfig")
+	if err := clientcmd.WriteToFile(cfg, path); err != nil {
+		return "", fmt.Errorf("writing a kubeconfig: %w", err)
+	}
+	return path, nil
+}
+
+// Kubectl runs kubectl with every right and returns what it printed. The error
+// of a failure holds what it complained of.
+func (c *ControlPlane) Kubectl(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
+	program, err := Binary("kubectl")
+	if err != nil {
+		return "", err
+	}
+	config := filepath.Join(c.dir, "kubectl.kubeconfig")
+	if _, err := os.Stat(config); err != nil {
+		path, err := c.Kubeconfig("", "kubectl", "system:masters")
+		if err != nil {
+			return "", err
+		}
+		if err := os.Rename(path, config); err != nil {
+			return "", fmt.Errorf("placing kubectl's kubeconfig: %w", err)
+		}
+	}
+	cmd := exec.CommandContext(ctx, program, append([]string{"--kubeconfig=" + config, "--cache-dir=" + filepath.Join(c.dir, "kubectl-cache")}, args...)...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
+	err = inNetNS(c.opts.NetNS, cmd.Start)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		return stdout.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}

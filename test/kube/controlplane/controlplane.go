@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package controlplane runs a real kube-apiserver with a real etcd for tests:
+// on loopback, or inside a network namespace of the test. It has no controller
+// manager, scheduler or kubelet, so objects stay as the test wrote them.
+package controlplane
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+)
+
+// Options say where and how a control plane runs. The zero value is one on
+// loopback with its state in a temporary directory.
+type Options struct {
+	// Dir holds state, certificates and logs; a new temporary directory,
+	// removed by Stop, if empty.
+	Dir string
+	// NetNS is the path of the network namespace to run in, the caller's own
+	// if empty. Its loopback device must be up.
+	NetNS string
+	// Address is where the API server listens; 127.0.0.1 if unset.
+	Address netip.Addr
+	// Port is the API server's port, a free one if zero.
+	Port uint16
+	// ServiceCIDRs are the ranges of cluster IPs, the primary family's first.
+	// Default: 10.96.0.0/12 and fd00:10:96::/112.
+	ServiceCIDRs []netip.Prefix
+	// Admission lists admission plugins to enable besides Kubernetes' default
+	// ones.
+	Admission []string
+}
+
+// ControlPlane is a running API server with its etcd.
+type ControlPlane struct {
+	opts      Options
+	dir       string
+	temporary bool
+	ca        *authority
+	etcdPort  uint16
+
+	mu        sync.Mutex
+	etcd      *process
+	apiserver *process
+	admin     kubernetes.Interface
+}
+
+// Start runs etcd and kube-apiserver and returns when the API server is ready.
+func Start(ctx context.Context, opts Options) (*ControlPlane, error) {
+	c := &ControlPlane{opts: opts}
+	if err := c.prepare(); err != nil {
+		c.removeDir()
+		return nil, err
+	}
+	err := c.startEtcd(ctx)
+	if err == nil {
+		err = c.StartAPIServer(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.Stop())
+	}
+	return c, nil
+}
+
+// prepare fills in the defaults and writes certificates and keys.
+func (c *ControlPlane) prepare() error {
+	if !c.opts.Address.IsValid() {
+		c.opts.Address = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	if len(c.opts.ServiceCIDRs) == 0 {
+		c.opts.ServiceCIDRs = []netip.Prefix{
+			netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("fd00:10:96::/112"),
+		}
+	}
+	c.dir = c.opts.Dir
+	if c.dir == "" {
+		dir, err := os.MkdirTemp("", "millrace-kube-")
+		if err != nil {
+			return fmt.Errorf("making a directory: %w", err)
+		}
+		c.dir, c.temporary = dir, true
+	}
+	if err := os.MkdirAll(filepath.Join(c.dir, "pki"), 0o700); err != nil {
+		return fmt.Errorf("making a directory: %w", err)
+	}
+	var err error
+	if c.opts.Port == 0 {
+		if c.opts.Port, err = freePort(c.opts.NetNS); err != nil {
+			return err
+		}
+	}
+	if c.etcdPort, err = freePort(c.opts.NetNS); err != nil {
+		return err
+	}
+	return c.writePKI()
+}
+
+func (c *ControlPlane) writePKI() error {
+	var err error
+	if c.ca, err = newAuthority("millrace-test-ca"); err != nil {
+		return err
+	}
+	pki := filepath.Join(c.dir, "pki")
+	if err := os.WriteFile(filepath.Join(pki, "ca.crt"), c.ca.pem(), 0o600); err != nil {
+		return fmt.Errorf("writing the CA certificate: %w", err)
+	}
+	ips := []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback, c.opts.Address.AsSlice()}
+	for _, cidr := range c.opts.ServiceCIDRs {
+		ips = append(ips, cidr.Masked().Addr().Next().AsSlice()) // of the service "kubernetes"
+	}
+	server, err := c.ca.issue(pkix.Name{CommonName: "kube-apiserver"}, ips...)
+	if err != nil {
+		return err
+	}
+	if err := server.write(pki, "server"); err != nil {
+		return err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("generating the service account key: %w", err)
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(pki, "sa.key"), keyPEM, 0o600); err != nil {
+		return fmt.Errorf("writing the service account key: %w", err)
+	}
+	return nil
+}
+
+func (c *ControlPlane) startEtcd(ctx context.Context) error {
+	program, err := Binary("etcd")
+	if err != nil {
+		return err
+	}
+	peer, err := freePort(c.opts.NetNS)
+	if err != nil {
+		return err
+	}
+	client, peerURL := fmt.Sprintf("http://127.0.0.1:%d", c.etcdPort), fmt.Sprintf("http://127.0.0.1:%d", peer)
+	p, err := startProcess(c.opts.NetNS, c.dir, program,
+		"--name=millrace", "--data-dir="+filepath.Join(c.dir, "etcd"),
+		"--listen-client-urls="+client, "--advertise-client-urls="+client,
+		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL,
+		"--initial-cluster=millrace="+peerURL,
+		"--unsafe-no-fsync", "--quota-backend-bytes=2147483648", "--log-level=warn",
+	)
+	if err != nil {
+		return err
+	}
+	c.etcd = p
+	httpClient := &http.Client{Transport: &http.Transport{DialContext: dialNetNS(c.opts.NetNS), DisableKeepAlives: true}}
+	return p.waitReady(ctx, func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, client+"/health", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := httpClient.Do(req)
+		if err != nil {
+			return err
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("health is %s", resp.Status)
+		}
+		return nil
+	})
+}
+
+// StartAPIServer starts the API server and returns when it is ready. Only
+// after StopAPIServer is there a reason to call it.
+func (c *ControlPlane) StartAPIServer(ctx context.Context) error {
+	program, err := Binary("kube-apiserver")
+	if err != nil {
+		return err
+	}
+	pki := filepath.Join(c.dir, "pki")
+	cidrs := make([]string, len(c.opts.ServiceCIDRs))
+	for i, cidr := range c.opts.ServiceCIDRs {
+		cidrs[i] = cidr.String()
+	}
+	args := []string{
+		fmt.Sprintf("--etcd-servers=http://127.0.0.1:%d", c.etcdPort),
+		"--bind-address=" + c.opts.Address.String(),
+		"--secure-port=" + strconv.Itoa(int(c.opts.Port)),
+		"--tls-cert-file=" + filepath.Join(pki, "server.crt"),
+		"--tls-private-key-file=" + filepath.Join(pki, "server.key"),
+		"--client-ca-file=" + filepath.Join(pki, "ca.crt"),
+		"--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file=" + filepath.Join(pki, "sa.key"),
+		"--service-account-signing-key-file=" + filepath.Join(pki, "sa.key"),
+		"--service-cluster-ip-range=" + strings.Join(cidrs, ","),
+		"--authorization-mode=RBAC",
+		"--allow-privileged=true",
+		// Nobody makes the default service accounts of namespaces here, and
+		// nobody removes the taint of nodes that are not ready.
+		"--disable-admission-plugins=ServiceAccount,TaintNodesByCondition,DefaultTolerationSeconds,DefaultStorageClass",
+		// The tests write what they need of it themselves.
+		"--endpoint-reconciler-type=none",
+		// Flow control would measure the API server instead of what is tested.
+		"--enable-priority-and-fairness=false",
+		"--max-requests-inflight=0", "--max-mutating-requests-inflight=0",
+		"--shutdown-delay-duration=0s", "--event-ttl=10m", "--profiling=false",
+	}
+	if c.opts.Address.IsLoopback() {
+		// Nothing but a plain address is accepted for it, though nobody is
+		// told it when the endpoint reconciler is off.
+		args = append(args, "--advertise-address=192.0.2.1")
+	}
+	if len(c.opts.Admission) > 0 {
+		args = append(args, "--enable-admission-plugins="+strings.Join(c.opts.Admission, ","))
+	}
+	p, err := startProcess(c.opts.NetNS, c.dir, program, args...)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.apiserver = p
+	c.mu.Unlock()
+	admin, err := c.Clientset()
+	if err != nil {
+		return err
+	}
+	return p.waitReady(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		return admin.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+	})
+}
+
+// StopAPIServer ends the API server and waits until it is gone; etcd and what
+// it holds stay.
+func (c *ControlPlane) StopAPIServer() error {
+	c.mu.Lock()
+	p := c.apiserver
+	c.mu.Unlock()
+	return p.stop(20 * time.Second)
+}
+
+// Stop ends the API server, then etcd: in the other order the API server
+// would spend its shutdown on retries.
+func (c *ControlPlane) Stop() error {
+	err := errors.Join(c.StopAPIServer(), c.etcd.stop(10*time.Second))
+	c.removeDir()
+	return err
+}
+
+func (c *ControlPlane) removeDir() {
+	if c.temporary {
+		os.RemoveAll(c.dir)
+	}
+}
+
+// Dir returns the directory of state and logs.
+func (c *ControlPlane) Dir() string { return c.dir }
+
+// PIDs returns the processes by name, for reading their use of memory.
+func (c *ControlPlane) PIDs() map[string]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return map[string]int{"etcd": c.etcd.cmd.Process.Pid, "kube-apiserver": c.apiserver.cmd.Process.Pid}
+}
+
+func (c *ControlPlane) endpoint() string {
+	return netip.AddrPortFrom(c.opts.Address, c.opts.Port).String()
+}
+
+// freePort returns a TCP port of loopback that nobody listens on.
+func freePort(netns string) (port uint16, err error) {
+	err = inNetNS(netns, func() error {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return fmt.Errorf("finding a free port: %w", err)
+		}
+		port = uint16(l.Addr().(*net.TCPAddr).Port)
+		return l.Close()
+	})
+	return port, err
+}
