@@ -51,7 +51,7 @@ build: ## Build static binaries into bin/
 	@$(GO_BUILD) -ldflags '$(LDFLAGS)' -o bin/millrace-agent ./agent
 	@$(GO_BUILD) -ldflags '$(LDFLAGS)' -o bin/millrace-calculator ./services/calculator
 	@$(GO_BUILD) -ldflags '$(LDFLAGS)' -o bin/millracectl ./services/millracectl
-LDFLAGS = -s -w -X main.version=$(VERSION) -X $(MODULE)/services/internal/buildinfo.version=$(VERSION)
+LDFLAGS = -s -w $(foreach m,services agent,-X $(MODULE)/$(m)/internal/buildinfo.version=$(VERSION))
 
 .PHONY: test-programs
 test-programs: build

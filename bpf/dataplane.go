@@ -28,7 +28,7 @@ type Options struct {
 	MaxRoutes      uint32 // per family; default 65,536
 	MaxEmbryonic   uint32 // per family; default 65,536
 	MaxEstablished uint32 // per family; default 524,288
-	MaxConnected   uint32 // connected sockets, per family; default 131,072
+	MaxSpilled     uint32 // connected sockets beyond layout.ConnectedSlots, per family; default 131,072
 	MaxIDs         uint32 // default 262,144
 
 	// SocketsOnly loads the socket programs alone; AttachDevice then fails.

@@ -18,7 +18,8 @@ type FamilyMaps struct {
 	Frontends *ebpf.Map // hash: layout.FrontendKey -> layout.Frontend
 	Backends  *ebpf.Map // array of layout.Backend; write by WriteBackends alone
 	Routes    *ebpf.Map // LPM: layout.RouteKey -> layout.Route
-	Connected *ebpf.Map // hash: socket cookie -> layout.SockPeer
+	Connected *ebpf.Map // array of layout.Connected
+	Spilled   *ebpf.Map // hash: socket cookie -> layout.SockPeer
 	Fragments *ebpf.Map // LRU: layout.FragmentKey -> layout.Fragment
 
 	Embryonic   *Generations // LRU: layout.CtKey -> layout.CtEntry
@@ -69,7 +70,7 @@ func (d *Dataplane) openMaps(spec *ebpf.CollectionSpec) error {
 		"frontends_v4": o.MaxFrontends, "frontends_v6": o.MaxFrontends,
 		"backends_v4": o.MaxBackends, "backends_v6": o.MaxBackends,
 		"routes_v4": o.MaxRoutes, "routes_v6": o.MaxRoutes,
-		"connected_v4": o.MaxConnected, "connected_v6": o.MaxConnected,
+		"spilled_v4": o.MaxSpilled, "spilled_v6": o.MaxSpilled,
 		"ids": o.MaxIDs,
 	} {
 		if s := spec.Maps[name]; s != nil && size != 0 {
@@ -125,6 +126,7 @@ func (d *Dataplane) openFamily(family int, spec *ebpf.CollectionSpec) (*FamilyMa
 		Backends:    d.maps[name("backends")],
 		Routes:      d.maps[name("routes")],
 		Connected:   d.maps[name("connected")],
+		Spilled:     d.maps[name("spilled")],
 		Fragments:   d.maps[name("fragments")],
 		Embryonic:   embryonic,
 		Established: established,

@@ -32,6 +32,13 @@ const (
 var skipReason string
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(envPrivilegesPath); path != "" {
+		if err := useEverything(path, os.Getenv(envPrivilegesCgroup)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv(envChild) != "" {
 		if err := enterRig(); err != nil {
 			fmt.Fprintln(os.Stderr, "set up the test's namespaces:", err)
@@ -119,6 +126,9 @@ func testCgroup(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(os.Getenv(envCgroup), "t")
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -222,6 +232,11 @@ func addAddress(t testing.TB, cidr string) {
 	if err := netlink.AddrReplace(lo, addr); err != nil {
 		t.Fatal(err)
 	}
+	// The kernel inserts the route of an IPv6 address a moment later.
+	eventually(t, "there is a route to "+cidr, func() bool {
+		routes, err := netlink.RouteGet(addr.IP)
+		return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
+	})
 }
 
 // veth makes a pair of devices and returns the index of one.

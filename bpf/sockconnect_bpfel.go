@@ -49,6 +49,22 @@ type sockConnectConfig struct {
 	Reserved              [2]uint64
 }
 
+type sockConnectConnectedV4 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    sockConnectSockPeerV4
+}
+
+type sockConnectConnectedV6 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    sockConnectSockPeerV6
+}
+
 type sockConnectCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -226,6 +242,8 @@ const (
 	sockConnectMapRoutesV6      = "routes_v6"
 	sockConnectMapSocketsV4     = "sockets_v4"
 	sockConnectMapSocketsV6     = "sockets_v6"
+	sockConnectMapSpilledV4     = "spilled_v4"
+	sockConnectMapSpilledV6     = "spilled_v6"
 	sockConnectProgSockConnect4 = "sock_connect4"
 	sockConnectProgSockConnect6 = "sock_connect6"
 	sockConnectVarHaveMptcpSock = "have_mptcp_sock"
@@ -301,6 +319,8 @@ type sockConnectMapSpecs struct {
 	RoutesV6      *ebpf.MapSpec `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.MapSpec `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.MapSpec `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.MapSpec `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.MapSpec `ebpf:"spilled_v6"`
 }
 
 // sockConnectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -350,6 +370,8 @@ type sockConnectMaps struct {
 	RoutesV6      *ebpf.Map `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.Map `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.Map `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.Map `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.Map `ebpf:"spilled_v6"`
 }
 
 func (m *sockConnectMaps) Close() error {
@@ -373,6 +395,8 @@ func (m *sockConnectMaps) Close() error {
 		m.RoutesV6,
 		m.SocketsV4,
 		m.SocketsV6,
+		m.SpilledV4,
+		m.SpilledV6,
 	)
 }
 

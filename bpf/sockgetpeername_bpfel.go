@@ -49,6 +49,22 @@ type sockGetpeernameConfig struct {
 	Reserved              [2]uint64
 }
 
+type sockGetpeernameConnectedV4 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    sockGetpeernameSockPeerV4
+}
+
+type sockGetpeernameConnectedV6 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    sockGetpeernameSockPeerV6
+}
+
 type sockGetpeernameCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -226,6 +242,8 @@ const (
 	sockGetpeernameMapRoutesV6          = "routes_v6"
 	sockGetpeernameMapSocketsV4         = "sockets_v4"
 	sockGetpeernameMapSocketsV6         = "sockets_v6"
+	sockGetpeernameMapSpilledV4         = "spilled_v4"
+	sockGetpeernameMapSpilledV6         = "spilled_v6"
 	sockGetpeernameProgSockGetpeername4 = "sock_getpeername4"
 	sockGetpeernameProgSockGetpeername6 = "sock_getpeername6"
 	sockGetpeernameVarHaveMptcpSock     = "have_mptcp_sock"
@@ -300,6 +318,8 @@ type sockGetpeernameMapSpecs struct {
 	RoutesV6      *ebpf.MapSpec `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.MapSpec `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.MapSpec `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.MapSpec `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.MapSpec `ebpf:"spilled_v6"`
 }
 
 // sockGetpeernameVariableSpecs contains global variables before they are loaded into the kernel.
@@ -348,6 +368,8 @@ type sockGetpeernameMaps struct {
 	RoutesV6      *ebpf.Map `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.Map `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.Map `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.Map `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.Map `ebpf:"spilled_v6"`
 }
 
 func (m *sockGetpeernameMaps) Close() error {
@@ -371,6 +393,8 @@ func (m *sockGetpeernameMaps) Close() error {
 		m.RoutesV6,
 		m.SocketsV4,
 		m.SocketsV6,
+		m.SpilledV4,
+		m.SpilledV6,
 	)
 }
 

@@ -49,6 +49,22 @@ type sockRecvmsgConfig struct {
 	Reserved              [2]uint64
 }
 
+type sockRecvmsgConnectedV4 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    sockRecvmsgSockPeerV4
+}
+
+type sockRecvmsgConnectedV6 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    sockRecvmsgSockPeerV6
+}
+
 type sockRecvmsgCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -226,6 +242,8 @@ const (
 	sockRecvmsgMapRoutesV6      = "routes_v6"
 	sockRecvmsgMapSocketsV4     = "sockets_v4"
 	sockRecvmsgMapSocketsV6     = "sockets_v6"
+	sockRecvmsgMapSpilledV4     = "spilled_v4"
+	sockRecvmsgMapSpilledV6     = "spilled_v6"
 	sockRecvmsgProgSockRecvmsg4 = "sock_recvmsg4"
 	sockRecvmsgProgSockRecvmsg6 = "sock_recvmsg6"
 	sockRecvmsgVarHaveMptcpSock = "have_mptcp_sock"
@@ -300,6 +318,8 @@ type sockRecvmsgMapSpecs struct {
 	RoutesV6      *ebpf.MapSpec `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.MapSpec `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.MapSpec `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.MapSpec `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.MapSpec `ebpf:"spilled_v6"`
 }
 
 // sockRecvmsgVariableSpecs contains global variables before they are loaded into the kernel.
@@ -348,6 +368,8 @@ type sockRecvmsgMaps struct {
 	RoutesV6      *ebpf.Map `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.Map `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.Map `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.Map `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.Map `ebpf:"spilled_v6"`
 }
 
 func (m *sockRecvmsgMaps) Close() error {
@@ -371,6 +393,8 @@ func (m *sockRecvmsgMaps) Close() error {
 		m.RoutesV6,
 		m.SocketsV4,
 		m.SocketsV6,
+		m.SpilledV4,
+		m.SpilledV6,
 	)
 }
 

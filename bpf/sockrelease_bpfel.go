@@ -49,6 +49,22 @@ type sockReleaseConfig struct {
 	Reserved              [2]uint64
 }
 
+type sockReleaseConnectedV4 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    sockReleaseSockPeerV4
+}
+
+type sockReleaseConnectedV6 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    sockReleaseSockPeerV6
+}
+
 type sockReleaseCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -226,6 +242,8 @@ const (
 	sockReleaseMapRoutesV6      = "routes_v6"
 	sockReleaseMapSocketsV4     = "sockets_v4"
 	sockReleaseMapSocketsV6     = "sockets_v6"
+	sockReleaseMapSpilledV4     = "spilled_v4"
+	sockReleaseMapSpilledV6     = "spilled_v6"
 	sockReleaseProgSockRelease  = "sock_release"
 	sockReleaseVarHaveMptcpSock = "have_mptcp_sock"
 )
@@ -298,6 +316,8 @@ type sockReleaseMapSpecs struct {
 	RoutesV6      *ebpf.MapSpec `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.MapSpec `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.MapSpec `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.MapSpec `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.MapSpec `ebpf:"spilled_v6"`
 }
 
 // sockReleaseVariableSpecs contains global variables before they are loaded into the kernel.
@@ -346,6 +366,8 @@ type sockReleaseMaps struct {
 	RoutesV6      *ebpf.Map `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.Map `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.Map `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.Map `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.Map `ebpf:"spilled_v6"`
 }
 
 func (m *sockReleaseMaps) Close() error {
@@ -369,6 +391,8 @@ func (m *sockReleaseMaps) Close() error {
 		m.RoutesV6,
 		m.SocketsV4,
 		m.SocketsV6,
+		m.SpilledV4,
+		m.SpilledV6,
 	)
 }
 

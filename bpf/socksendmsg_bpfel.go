@@ -49,6 +49,22 @@ type sockSendmsgConfig struct {
 	Reserved              [2]uint64
 }
 
+type sockSendmsgConnectedV4 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    sockSendmsgSockPeerV4
+}
+
+type sockSendmsgConnectedV6 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    sockSendmsgSockPeerV6
+}
+
 type sockSendmsgCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -226,6 +242,8 @@ const (
 	sockSendmsgMapRoutesV6      = "routes_v6"
 	sockSendmsgMapSocketsV4     = "sockets_v4"
 	sockSendmsgMapSocketsV6     = "sockets_v6"
+	sockSendmsgMapSpilledV4     = "spilled_v4"
+	sockSendmsgMapSpilledV6     = "spilled_v6"
 	sockSendmsgProgSockSendmsg4 = "sock_sendmsg4"
 	sockSendmsgProgSockSendmsg6 = "sock_sendmsg6"
 	sockSendmsgVarHaveMptcpSock = "have_mptcp_sock"
@@ -300,6 +318,8 @@ type sockSendmsgMapSpecs struct {
 	RoutesV6      *ebpf.MapSpec `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.MapSpec `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.MapSpec `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.MapSpec `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.MapSpec `ebpf:"spilled_v6"`
 }
 
 // sockSendmsgVariableSpecs contains global variables before they are loaded into the kernel.
@@ -348,6 +368,8 @@ type sockSendmsgMaps struct {
 	RoutesV6      *ebpf.Map `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.Map `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.Map `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.Map `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.Map `ebpf:"spilled_v6"`
 }
 
 func (m *sockSendmsgMaps) Close() error {
@@ -371,6 +393,8 @@ func (m *sockSendmsgMaps) Close() error {
 		m.RoutesV6,
 		m.SocketsV4,
 		m.SocketsV6,
+		m.SpilledV4,
+		m.SpilledV6,
 	)
 }
 

@@ -49,6 +49,22 @@ type tcPodEgressConfig struct {
 	Reserved              [2]uint64
 }
 
+type tcPodEgressConnectedV4 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    tcPodEgressSockPeerV4
+}
+
+type tcPodEgressConnectedV6 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    tcPodEgressSockPeerV6
+}
+
 type tcPodEgressCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -488,6 +504,8 @@ const (
 	tcPodEgressMapRoutesV6      = "routes_v6"
 	tcPodEgressMapSocketsV4     = "sockets_v4"
 	tcPodEgressMapSocketsV6     = "sockets_v6"
+	tcPodEgressMapSpilledV4     = "spilled_v4"
+	tcPodEgressMapSpilledV6     = "spilled_v6"
 	tcPodEgressProgTcPodEgress  = "tc_pod_egress"
 )
 
@@ -563,6 +581,8 @@ type tcPodEgressMapSpecs struct {
 	RoutesV6      *ebpf.MapSpec `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.MapSpec `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.MapSpec `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.MapSpec `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.MapSpec `ebpf:"spilled_v6"`
 }
 
 // tcPodEgressVariableSpecs contains global variables before they are loaded into the kernel.
@@ -614,6 +634,8 @@ type tcPodEgressMaps struct {
 	RoutesV6      *ebpf.Map `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.Map `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.Map `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.Map `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.Map `ebpf:"spilled_v6"`
 }
 
 func (m *tcPodEgressMaps) Close() error {
@@ -641,6 +663,8 @@ func (m *tcPodEgressMaps) Close() error {
 		m.RoutesV6,
 		m.SocketsV4,
 		m.SocketsV6,
+		m.SpilledV4,
+		m.SpilledV6,
 	)
 }
 

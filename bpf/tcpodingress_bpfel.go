@@ -49,6 +49,22 @@ type tcPodIngressConfig struct {
 	Reserved              [2]uint64
 }
 
+type tcPodIngressConnectedV4 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    tcPodIngressSockPeerV4
+}
+
+type tcPodIngressConnectedV6 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    tcPodIngressSockPeerV6
+}
+
 type tcPodIngressCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -488,6 +504,8 @@ const (
 	tcPodIngressMapRoutesV6      = "routes_v6"
 	tcPodIngressMapSocketsV4     = "sockets_v4"
 	tcPodIngressMapSocketsV6     = "sockets_v6"
+	tcPodIngressMapSpilledV4     = "spilled_v4"
+	tcPodIngressMapSpilledV6     = "spilled_v6"
 	tcPodIngressProgTcPodIngress = "tc_pod_ingress"
 )
 
@@ -563,6 +581,8 @@ type tcPodIngressMapSpecs struct {
 	RoutesV6      *ebpf.MapSpec `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.MapSpec `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.MapSpec `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.MapSpec `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.MapSpec `ebpf:"spilled_v6"`
 }
 
 // tcPodIngressVariableSpecs contains global variables before they are loaded into the kernel.
@@ -614,6 +634,8 @@ type tcPodIngressMaps struct {
 	RoutesV6      *ebpf.Map `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.Map `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.Map `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.Map `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.Map `ebpf:"spilled_v6"`
 }
 
 func (m *tcPodIngressMaps) Close() error {
@@ -641,6 +663,8 @@ func (m *tcPodIngressMaps) Close() error {
 		m.RoutesV6,
 		m.SocketsV4,
 		m.SocketsV6,
+		m.SpilledV4,
+		m.SpilledV6,
 	)
 }
 

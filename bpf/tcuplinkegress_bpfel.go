@@ -49,6 +49,22 @@ type tcUplinkEgressConfig struct {
 	Reserved              [2]uint64
 }
 
+type tcUplinkEgressConnectedV4 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    tcUplinkEgressSockPeerV4
+}
+
+type tcUplinkEgressConnectedV6 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    tcUplinkEgressSockPeerV6
+}
+
 type tcUplinkEgressCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -488,6 +504,8 @@ const (
 	tcUplinkEgressMapRoutesV6        = "routes_v6"
 	tcUplinkEgressMapSocketsV4       = "sockets_v4"
 	tcUplinkEgressMapSocketsV6       = "sockets_v6"
+	tcUplinkEgressMapSpilledV4       = "spilled_v4"
+	tcUplinkEgressMapSpilledV6       = "spilled_v6"
 	tcUplinkEgressProgTcUplinkEgress = "tc_uplink_egress"
 )
 
@@ -563,6 +581,8 @@ type tcUplinkEgressMapSpecs struct {
 	RoutesV6      *ebpf.MapSpec `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.MapSpec `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.MapSpec `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.MapSpec `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.MapSpec `ebpf:"spilled_v6"`
 }
 
 // tcUplinkEgressVariableSpecs contains global variables before they are loaded into the kernel.
@@ -614,6 +634,8 @@ type tcUplinkEgressMaps struct {
 	RoutesV6      *ebpf.Map `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.Map `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.Map `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.Map `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.Map `ebpf:"spilled_v6"`
 }
 
 func (m *tcUplinkEgressMaps) Close() error {
@@ -641,6 +663,8 @@ func (m *tcUplinkEgressMaps) Close() error {
 		m.RoutesV6,
 		m.SocketsV4,
 		m.SocketsV6,
+		m.SpilledV4,
+		m.SpilledV6,
 	)
 }
 

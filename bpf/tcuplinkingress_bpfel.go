@@ -49,6 +49,22 @@ type tcUplinkIngressConfig struct {
 	Reserved              [2]uint64
 }
 
+type tcUplinkIngressConnectedV4 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    tcUplinkIngressSockPeerV4
+}
+
+type tcUplinkIngressConnectedV6 struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Spilled uint32
+	Pad     uint32
+	Peer    tcUplinkIngressSockPeerV6
+}
+
 type tcUplinkIngressCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -488,6 +504,8 @@ const (
 	tcUplinkIngressMapRoutesV6         = "routes_v6"
 	tcUplinkIngressMapSocketsV4        = "sockets_v4"
 	tcUplinkIngressMapSocketsV6        = "sockets_v6"
+	tcUplinkIngressMapSpilledV4        = "spilled_v4"
+	tcUplinkIngressMapSpilledV6        = "spilled_v6"
 	tcUplinkIngressProgTcUplinkIngress = "tc_uplink_ingress"
 )
 
@@ -563,6 +581,8 @@ type tcUplinkIngressMapSpecs struct {
 	RoutesV6      *ebpf.MapSpec `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.MapSpec `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.MapSpec `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.MapSpec `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.MapSpec `ebpf:"spilled_v6"`
 }
 
 // tcUplinkIngressVariableSpecs contains global variables before they are loaded into the kernel.
@@ -614,6 +634,8 @@ type tcUplinkIngressMaps struct {
 	RoutesV6      *ebpf.Map `ebpf:"routes_v6"`
 	SocketsV4     *ebpf.Map `ebpf:"sockets_v4"`
 	SocketsV6     *ebpf.Map `ebpf:"sockets_v6"`
+	SpilledV4     *ebpf.Map `ebpf:"spilled_v4"`
+	SpilledV6     *ebpf.Map `ebpf:"spilled_v6"`
 }
 
 func (m *tcUplinkIngressMaps) Close() error {
@@ -641,6 +663,8 @@ func (m *tcUplinkIngressMaps) Close() error {
 		m.RoutesV6,
 		m.SocketsV4,
 		m.SocketsV6,
+		m.SpilledV4,
+		m.SpilledV6,
 	)
 }
 

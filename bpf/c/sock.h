@@ -3,11 +3,14 @@
  * Services at the socket: the caller's address is exchanged for a backend's
  * before the first packet, and back where the kernel reports a peer. Nothing
  * evicts what a socket was given, and it goes when the socket goes:
- *   connected_vN  the peer of a connected socket, by socket cookie; creating
- *                 socket storage in every connect would cost 800 ns. The
- *                 sock_release program deletes it.
+ *   connected_vN  the peer of a connected socket, in the slot of its cookie:
+ *                 creating socket storage in every connect would cost 800 ns.
+ *                 The sock_release program frees it.
+ *   spilled_vN    the same for sockets whose slot another one has.
  *   sockets_vN    socket storage: the peers of unconnected UDP sockets, and
- *                 those that connected_vN has no room for.
+ *                 of the sockets that spilled_vN has no room for.
+ * Only a socket's own calls touch what belongs to it, and the kernel holds its
+ * lock meanwhile.
  *
  * Whatever these programs do not translate, the packet programs do: leaving a
  * call alone is always correct.

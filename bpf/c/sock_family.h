@@ -59,17 +59,80 @@ static __always_inline bool FAM(sock_peer_is_backend)(const struct FAM(sock_peer
 	return p->backend_port == port && FAM(sock_same_ip)(&p->backend_addr, addr);
 }
 
-/* The socket's peer that is backend (addr, port), or NULL. At most one is. */
-static __always_inline struct FAM(sock_peer) *FAM(sock_find_backend)(struct FAM(sock_state) *state,
-								     const struct FAM(ip) *addr, __be16 port)
-{
-	for (int i = 0; i < SOCK_PEERS; i++) {
-		struct FAM(sock_peer) *p = &state->peers[i];
+/*
+ * Searches, as global functions: the verifier goes through each of their loops
+ * once, not once for every way that leads there. They return an index, and
+ * SOCK_PEERS or SOCK_SEARCH_MAX when nothing is found.
+ */
 
-		if (p->used != SOCK_PEER_FREE && FAM(sock_peer_is_backend)(p, addr, port))
-			return p;
+/* The peer that is this backend; at most one is. */
+__noinline __u32 FAM(sock_index_of_backend)(const struct FAM(sock_state) *state, const struct FAM(frontend_key) *key)
+{
+	if (!state || !key)
+		return SOCK_PEERS;
+	for (__u32 i = 0; i < SOCK_PEERS; i++) {
+		const struct FAM(sock_peer) *p = &state->peers[i];
+
+		if (p->used != SOCK_PEER_FREE && FAM(sock_peer_is_backend)(p, &key->addr, key->port))
+			return i;
 	}
-	return NULL;
+	return SOCK_PEERS;
+}
+
+/* The peer that this frontend's datagrams go to. */
+__noinline __u32 FAM(sock_index_of_frontend)(const struct FAM(sock_state) *state, const struct FAM(frontend_key) *key)
+{
+	if (!state || !key)
+		return SOCK_PEERS;
+	for (__u32 i = 0; i < SOCK_PEERS; i++) {
+		const struct FAM(sock_peer) *p = &state->peers[i];
+
+		if (p->used == SOCK_PEER_CURRENT && FAM(sock_peer_is_frontend)(p, key))
+			return i;
+	}
+	return SOCK_PEERS;
+}
+
+/* A peer that is free, or else one that is past. */
+__noinline __u32 FAM(sock_index_of_room)(const struct FAM(sock_state) *state)
+{
+	__u32 past = SOCK_PEERS;
+
+	if (!state)
+		return SOCK_PEERS;
+	for (__u32 i = 0; i < SOCK_PEERS; i++) {
+		if (state->peers[i].used == SOCK_PEER_FREE)
+			return i;
+		if (state->peers[i].used == SOCK_PEER_PAST)
+			past = i;
+	}
+	return past;
+}
+
+/* Where in the range from first on the peer's backend stands. */
+__noinline __u32 FAM(sock_offset_in_range)(__u32 first, __u32 count, const struct FAM(sock_peer) *p)
+{
+	if (!p)
+		return SOCK_SEARCH_MAX;
+	for (__u32 i = 0; i < SOCK_SEARCH_MAX; i++) {
+		__u32 index = first + i;
+		struct FAM(backend) *b;
+
+		if (i >= count)
+			break;
+		b = bpf_map_lookup_elem(&FAM(backends), &index);
+		if (b && FAM(sock_peer_is_backend)(p, &b->addr, b->port))
+			return i;
+	}
+	return SOCK_SEARCH_MAX;
+}
+
+static __always_inline struct FAM(sock_peer) *FAM(sock_peer_at)(struct FAM(sock_state) *state, __u32 index)
+{
+	if (index >= SOCK_PEERS)
+		return NULL;
+	asm volatile("" : "+r"(index)); /* the verifier must see the bound */
+	return &state->peers[index & (SOCK_PEERS - 1)];
 }
 
 /*
@@ -83,7 +146,7 @@ static __always_inline void FAM(sock_forget)(struct bpf_sock_addr *ctx, const st
 
 	if (likely(!state))
 		return;
-	p = FAM(sock_find_backend)(state, &key->addr, key->port);
+	p = FAM(sock_peer_at)(state, FAM(sock_index_of_backend)(state, key));
 	if (p)
 		p->used = SOCK_PEER_FREE;
 }
@@ -93,21 +156,16 @@ static __always_inline void FAM(sock_forget)(struct bpf_sock_addr *ctx, const st
  * service still has it: a flow keeps its backend. A peer that the service has
  * lost is kept for answers under way only.
  */
-static __noinline __maybe_unused struct FAM(sock_peer) *FAM(sock_find_current)(struct FAM(sock_state) *state,
-								const struct FAM(frontend_key) *key,
-								const struct frontend *fe)
+static __always_inline struct FAM(sock_peer) *FAM(sock_find_current)(struct FAM(sock_state) *state,
+								     const struct FAM(frontend_key) *key,
+								     const struct frontend *fe)
 {
-	struct FAM(sock_peer) *p = NULL;
+	struct FAM(sock_peer) *p = FAM(sock_peer_at)(state, FAM(sock_index_of_frontend)(state, key));
 	struct FAM(backend) *b;
-	__u32 index;
+	__u32 offset, index;
 
-	for (int i = 0; i < SOCK_PEERS; i++) {
-		p = &state->peers[i];
-		if (p->used == SOCK_PEER_CURRENT && FAM(sock_peer_is_frontend)(p, key))
-			goto found;
-	}
-	return NULL;
-found:
+	if (!p)
+		return NULL;
 	if (p->offset < fe->backend_count) {
 		index = fe->first_backend + p->offset;
 		b = bpf_map_lookup_elem(&FAM(backends), &index);
@@ -115,43 +173,33 @@ found:
 			return p;
 	}
 	/* The service changed; what is left of it may stand elsewhere. */
-	for (__u32 i = 0; i < SOCK_SEARCH_MAX; i++) {
-		if (i >= fe->backend_count)
-			break;
-		index = fe->first_backend + i;
-		b = bpf_map_lookup_elem(&FAM(backends), &index);
-		if (b && FAM(sock_peer_is_backend)(p, &b->addr, b->port)) {
-			p->offset = i;
-			return p;
-		}
+	offset = FAM(sock_offset_in_range)(fe->first_backend, fe->backend_count, p);
+	if (offset < SOCK_SEARCH_MAX) {
+		p->offset = offset;
+		return p;
 	}
 	p->used = SOCK_PEER_PAST;
 	return NULL;
 }
 
-/* A slot for a new pair of frontend and backend, or NULL. */
-static __always_inline struct FAM(sock_peer) *FAM(sock_slot)(struct FAM(sock_state) *state,
+/* A place for a new pair of frontend and backend, or NULL. */
+static __always_inline struct FAM(sock_peer) *FAM(sock_room)(struct FAM(sock_state) *state,
 							     const struct FAM(frontend_key) *key,
 							     const struct FAM(backend) *b)
 {
-	struct FAM(sock_peer) *past = NULL, *p;
+	struct FAM(frontend_key) backend = { .addr = b->addr, .port = b->port };
+	struct FAM(sock_peer) *p = FAM(sock_peer_at)(state, FAM(sock_index_of_backend)(state, &backend));
 
-	p = FAM(sock_find_backend)(state, &b->addr, b->port);
 	/*
 	 * Answers of a backend behind two frontends could not be told apart. The
 	 * packet programs keep such flows apart by their ports.
 	 */
 	if (p)
 		return p->used == SOCK_PEER_PAST || FAM(sock_peer_is_frontend)(p, key) ? p : NULL;
-	for (int i = 0; i < SOCK_PEERS; i++) {
-		p = &state->peers[i];
-		if (p->used == SOCK_PEER_FREE)
-			return p;
-		if (p->used == SOCK_PEER_PAST)
-			past = p;
-	}
-	return past;
+	return FAM(sock_peer_at)(state, FAM(sock_index_of_room)(state));
 }
+
+#include "sock_connected_family.h"
 
 static __always_inline void FAM(sock_peer_set)(struct FAM(sock_peer) *p, const struct FAM(frontend_key) *key,
 					       const struct FAM(backend) *b, __u16 offset)
@@ -176,7 +224,7 @@ static __always_inline bool FAM(sock_remember_connect)(struct bpf_sock_addr *ctx
 	if (key->proto == IPPROTO_TCP && sock_is_subflow(ctx))
 		return true;
 	FAM(sock_peer_set)(&peer, key, b, 0);
-	if (likely(!bpf_map_update_elem(&FAM(connected), &cookie, &peer, BPF_ANY)))
+	if (likely(FAM(connected_set)(cookie, &peer)))
 		return true;
 	state = FAM(sock_state_get)(ctx, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!state)
@@ -197,7 +245,7 @@ static __always_inline bool FAM(sock_remember_sendmsg)(struct bpf_sock_addr *ctx
 
 	if (!state)
 		return false;
-	p = FAM(sock_slot)(state, key, b);
+	p = FAM(sock_room)(state, key, b);
 	if (!p)
 		return false;
 	FAM(sock_peer_set)(p, key, b, offset);
@@ -284,7 +332,6 @@ static __noinline __maybe_unused int FAM(sock_connect_to)(struct bpf_sock_addr *
 {
 	const struct config *cfg = config_get();
 	const struct frontend *fe;
-	__u64 cookie;
 	__u32 offset;
 
 	if (!cfg)
@@ -297,9 +344,7 @@ static __noinline __maybe_unused int FAM(sock_connect_to)(struct bpf_sock_addr *
 		return SOCK_TRANSLATE;
 
 	/* What an earlier connect left would speak for this address, too. */
-	cookie = bpf_get_socket_cookie(ctx);
-	if (unlikely(bpf_map_lookup_elem(&FAM(connected), &cookie)))
-		bpf_map_delete_elem(&FAM(connected), &cookie);
+	FAM(connected_delete)(bpf_get_socket_cookie(ctx));
 	FAM(sock_forget)(ctx, key);
 	return SOCK_LEAVE;
 }
@@ -312,7 +357,6 @@ static __noinline __maybe_unused int FAM(sock_send_to)(struct bpf_sock_addr *ctx
 	struct FAM(sock_state) *state;
 	struct FAM(sock_peer) *peer;
 	const struct frontend *fe;
-	__u64 cookie;
 	__u32 offset;
 
 	if (!cfg)
@@ -324,8 +368,7 @@ static __noinline __maybe_unused int FAM(sock_send_to)(struct bpf_sock_addr *ctx
 	 * socket whose peer is v4-mapped.)
 	 */
 	if (sock_is_connected(ctx)) {
-		cookie = bpf_get_socket_cookie(ctx);
-		peer = bpf_map_lookup_elem(&FAM(connected), &cookie);
+		peer = FAM(connected_get)(bpf_get_socket_cookie(ctx));
 		if (!peer || !FAM(sock_peer_is_frontend)(peer, key))
 			return SOCK_LEAVE;
 		to->addr = peer->backend_addr;
@@ -360,18 +403,16 @@ static __noinline __maybe_unused bool FAM(sock_translate_back)(struct bpf_sock_a
 {
 	struct FAM(sock_state) *state;
 	struct FAM(sock_peer) *p;
-	__u64 cookie;
 
 	if (ctx->type == SOCK_STREAM || sock_is_connected(ctx)) {
-		cookie = bpf_get_socket_cookie(ctx);
-		p = bpf_map_lookup_elem(&FAM(connected), &cookie);
+		p = FAM(connected_get)(bpf_get_socket_cookie(ctx));
 		if (p && FAM(sock_peer_is_backend)(p, &from->addr, from->port))
 			goto found;
 	}
 	state = FAM(sock_state_get)(ctx, 0);
 	if (!state)
 		return false;
-	p = FAM(sock_find_backend)(state, &from->addr, from->port);
+	p = FAM(sock_peer_at)(state, FAM(sock_index_of_backend)(state, from));
 	if (!p)
 		return false;
 found:

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The last close(2) of a socket: its entry in connected_vN goes. */
+/* The last close(2) of a socket: what it left in connected_vN goes. */
 #include "sock.h"
 
 #define AF_INET6 10
@@ -12,11 +12,9 @@ int sock_release(struct bpf_sock *ctx)
 	if (ctx->type != SOCK_STREAM && ctx->type != SOCK_DGRAM)
 		return SOCK_PASS;
 	cookie = bpf_get_socket_cookie(ctx);
-	/* A look costs less than an attempt to delete what is not there. */
-	if (bpf_map_lookup_elem(&connected_v4, &cookie))
-		bpf_map_delete_elem(&connected_v4, &cookie);
-	if (ctx->family == AF_INET6 && bpf_map_lookup_elem(&connected_v6, &cookie))
-		bpf_map_delete_elem(&connected_v6, &cookie);
+	connected_delete_v4(cookie); /* a v6 socket's peer may be v4-mapped */
+	if (ctx->family == AF_INET6)
+		connected_delete_v6(cookie);
 	return SOCK_PASS;
 }
 

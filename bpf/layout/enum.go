@@ -88,11 +88,12 @@ type CtFlags uint16
 
 // Flags of a conntrack entry.
 const (
-	CtOrigIsLo CtFlags = 1 << iota // in this entry's key, the client's side is Lo
-	CtDNAT                         // frontend and backend differ
-	CtSNAT                         // source and client differ
-	CtCluster                      // both ends are pods or nodes of the stream
-	CtHairpin                      // the backend is the client
+	CtOrigIsLo   CtFlags = 1 << iota // in this entry's key, the client's side is Lo
+	CtDNAT                           // frontend and backend differ
+	CtSNAT                           // source and client differ
+	CtCluster                        // both ends are pods or nodes of the stream
+	CtHairpin                        // the backend is the client
+	CtHostClient                     // opened by the host itself
 )
 
 // DeviceKind is enum device_kind, as stored in a byte.
@@ -139,7 +140,7 @@ var (
 	backendFlagNames  = []string{"local", "host-network"}
 	routeFlagNames    = []string{"pod", "node", "local"}
 	configFlagNames   = []string{"fast-path", "enabled"}
-	ctFlagNames       = []string{"orig-is-lo", "dnat", "snat", "cluster", "hairpin"}
+	ctFlagNames       = []string{"orig-is-lo", "dnat", "snat", "cluster", "hairpin", "host-client"}
 	ctKindNames       = []string{"none", "record", "alias-frontend", "alias-backend"}
 	ctStateNames      = []string{"new", "replied", "established", "closing", "closed"}
 	deviceKindNames   = []string{"none", "pod", "uplink"}

@@ -21,6 +21,7 @@ var goTypes = map[string]any{
 	"fragment_key_v4": FragmentKeyV4{}, "fragment_key_v6": FragmentKeyV6{},
 	"sock_peer_v4": SockPeerV4{}, "sock_peer_v6": SockPeerV6{},
 	"sock_state_v4": SockStateV4{}, "sock_state_v6": SockStateV6{},
+	"connected_v4": ConnectedV4{}, "connected_v6": ConnectedV6{},
 	"frontend": Frontend{}, "route": Route{}, "fragment": Fragment{}, "config": Config{},
 	"id_key": IDKey{}, "counter_key": CounterKey{}, "counter": Counter{},
 }
@@ -38,7 +39,7 @@ var goNumbers = map[string]uint64{
 	"CT_NEW": uint64(CtNew), "CT_REPLIED": uint64(CtReplied), "CT_ESTABLISHED": uint64(CtEstablished),
 	"CT_CLOSING": uint64(CtClosing), "CT_CLOSED": uint64(CtClosed),
 	"CT_ORIG_IS_LO": uint64(CtOrigIsLo), "CT_DNAT": uint64(CtDNAT), "CT_SNAT": uint64(CtSNAT),
-	"CT_CLUSTER": uint64(CtCluster), "CT_HAIRPIN": uint64(CtHairpin),
+	"CT_CLUSTER": uint64(CtCluster), "CT_HAIRPIN": uint64(CtHairpin), "CT_HOST_CLIENT": uint64(CtHostClient),
 	"DEVICE_NONE": uint64(DeviceNone), "DEVICE_POD": uint64(DevicePod), "DEVICE_UPLINK": uint64(DeviceUplink),
 	"SOCK_PEER_FREE": uint64(SockPeerFree), "SOCK_PEER_CURRENT": uint64(SockPeerCurrent), "SOCK_PEER_PAST": uint64(SockPeerPast),
 	"REASON_NONE": uint64(ReasonNone), "REASON_NO_BACKEND": uint64(ReasonNoBackend),

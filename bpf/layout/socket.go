@@ -5,7 +5,7 @@ package layout
 import "fmt"
 
 // SockPeers is how many pairs of frontend and backend a socket remembers per
-// family; calls beyond are left untranslated, to the packet programs.
+// family while it is unconnected; calls beyond are left untranslated, to the packet programs.
 const SockPeers = 16
 
 // SockPeer is a service a socket talks to and the backend it got.
@@ -41,3 +41,25 @@ type (
 	SockStateV4 = SockState[V4]
 	SockStateV6 = SockState[V6]
 )
+
+// ConnectedSlots is the number of elements of connected_vN: a socket's is at its
+// cookie modulo this.
+const ConnectedSlots = 64 * 1024
+
+// Connected is an element of connected_vN: the peer of one connected socket. A
+// socket whose element another one has stands in spilled_vN, by cookie.
+type Connected[A IP] struct {
+	Cookie  uint64 // 0: free
+	Spilled uint32 // entries of spilled_vN that belong here
+	Pad     uint32
+	Peer    SockPeer[A]
+}
+
+// Connected sockets of the two families.
+type (
+	ConnectedV4 = Connected[V4]
+	ConnectedV6 = Connected[V6]
+)
+
+// String is, for instance, "socket 4711 udp 10.0.0.10:53 -> 10.1.0.7:5353".
+func (c Connected[A]) String() string { return fmt.Sprintf("socket %d %s", c.Cookie, c.Peer) }

@@ -109,3 +109,26 @@ func (h *host) remove(a, b netip.AddrPort) {
 	}
 	h.t.Fatalf("no entry of %s and %s", a, b)
 }
+
+// outIfindex sets the device by which a flow's first direction left.
+func (h *host) outIfindex(a, b netip.AddrPort, ifindex uint32) {
+	h.t.Helper()
+	if h.n == 4 {
+		setOutIfindex[layout.V4](h, node.d.V4.Established.Current, a, b, ifindex)
+	} else {
+		setOutIfindex[layout.V6](h, node.d.V6.Established.Current, a, b, ifindex)
+	}
+}
+
+func setOutIfindex[A layout.IP](h *host, m *ebpf.Map, a, b netip.AddrPort, ifindex uint32) {
+	h.t.Helper()
+	key, _, _ := layout.NewCtKey[A](a, b, h.proto)
+	var e layout.CtEntry[A]
+	if err := m.Lookup(key, &e); err != nil {
+		h.t.Fatal(err)
+	}
+	e.OutIfindex[layout.CtOrig] = ifindex
+	if err := m.Put(key, e); err != nil {
+		h.t.Fatal(err)
+	}
+}

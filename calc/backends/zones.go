@@ -21,6 +21,9 @@ func NewZoneIndex() *ZoneIndex {
 	return &ZoneIndex{slices: map[unique.Handle[string]][]*Slice{}}
 }
 
+// Len gives the number of nodes that some slice depends on.
+func (x *ZoneIndex) Len() int { return len(x.slices) }
+
 // Add enters a slice.
 func (x *ZoneIndex) Add(slice *Slice) {
 	seen := map[unique.Handle[string]]struct{}{}

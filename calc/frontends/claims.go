@@ -110,6 +110,9 @@ func NewClaims(affected func(*services.Service)) *Claims {
 	}
 }
 
+// Len gives the number of things that are claimed.
+func (c *Claims) Len() int { return len(c.clusterIPs) + len(c.addresses) + len(c.nodePorts) }
+
 // Add enters a service's claims.
 func (c *Claims) Add(service *services.Service) {
 	for _, ip := range service.ClusterIPs {

@@ -40,8 +40,7 @@ type Graph struct {
 	slices   map[id]*sliceState
 	nodes    map[string]*nodeState
 	config   nodes.Config
-
-	dirtyServices map[*serviceState]struct{}
+	dirty    []*serviceState // to be built at the next flush
 }
 
 // serviceState is a service name that an object or a slice mentions.
@@ -53,6 +52,7 @@ type serviceState struct {
 	backends backends.Group
 	slices   map[id]struct{} // EndpointSlices that name the service
 	built    int             // chunks that have a resource
+	dirty    bool            // to be built at the next flush
 }
 
 // sliceState is an EndpointSlice.
@@ -70,14 +70,13 @@ type nodeState struct {
 // New makes a graph without objects.
 func New() *Graph {
 	g := &Graph{
-		store:         newStore(),
-		problems:      newProblemStore(),
-		zones:         backends.NewZoneIndex(),
-		services:      map[id]*serviceState{},
-		slices:        map[id]*sliceState{},
-		nodes:         map[string]*nodeState{},
-		config:        nodes.DefaultConfig(),
-		dirtyServices: map[*serviceState]struct{}{},
+		store:    newStore(),
+		problems: newProblemStore(),
+		zones:    backends.NewZoneIndex(),
+		services: map[id]*serviceState{},
+		slices:   map[id]*sliceState{},
+		nodes:    map[string]*nodeState{},
+		config:   nodes.DefaultConfig(),
 	}
 	g.claims = frontends.NewClaims(func(service *services.Service) {
 		g.touch(g.services[id{service.Namespace, service.Name}])
@@ -143,17 +142,21 @@ func (g *Graph) Delete(key model.Key) {
 // Flush computes what the changes since the last flush touch, and gives what
 // is different from then.
 func (g *Graph) Flush() Output {
-	for state := range g.dirtyServices {
+	for _, state := range g.dirty {
+		state.dirty = false
 		g.buildService(state)
 	}
-	clear(g.dirtyServices)
+	g.dirty = nil
 	updates, members := g.store.flush()
 	return Output{Updates: updates, Members: members, Problems: g.problems.flush()}
 }
 
 // touch has a service built at the next flush.
 func (g *Graph) touch(state *serviceState) {
-	g.dirtyServices[state] = struct{}{}
+	if !state.dirty {
+		state.dirty = true
+		g.dirty = append(g.dirty, state)
+	}
 }
 
 // zoneOf gives the zone of a node, empty if the node is not known.

@@ -47,7 +47,7 @@ func (s *problemStore) flush() []ObjectProblems {
 			changed = append(changed, ObjectProblems{key, now})
 		}
 	}
-	clear(s.before)
+	s.before = map[model.Key][]problem.Problem{}
 	slices.SortFunc(changed, func(a, b ObjectProblems) int { return a.Object.Compare(b.Object) })
 	return changed
 }

@@ -4,6 +4,7 @@ package graph_test
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/millrace-project/millrace/calc/model"
 )
@@ -184,10 +185,12 @@ func sequences() []sequence {
 			newWorld(service("x"), endpointSlice("x-2", "x", many(150, 3, "n1")...), node("n1", "")),
 			newWorld(service("x"), endpointSlice("x-2", "x"), node("n1", "")),
 		}},
+		{"single edits among many chunks", editsAmongMany()},
 		{"pods come, move and end", []world{
 			newWorld(node("n1", ""), node("n2", ""), pod("p", "u1", "n1")),
 			newWorld(node("n1", ""), node("n2", ""), pod("p", "u1", "n1", "10.1.0.1", "fd01::1")),
 			newWorld(node("n1", ""), node("n2", ""), pod("p", "u2", "n2", "10.1.1.1")),
+			newWorld(node("n1", ""), node("n2", ""), pod("p", "u2", "n1", "10.1.1.1")),
 			newWorld(node("n1", ""), pod("p", "u2", "n2", "10.1.1.1"), pod("q", "u3", "n1", "10.1.0.1")),
 			newWorld(node("n1", ""), func() *model.Pod { p := pod("p", "u2", "n2", "10.1.1.1"); p.Phase = "Failed"; return p }(),
 				func() *model.Pod { p := pod("q", "u3", "n1", "10.1.0.1"); p.HostNetwork = true; return p }()),
@@ -199,4 +202,25 @@ func sequences() []sequence {
 			newWorld(node("n1", ""), &model.Settings{Name: "wrong", NodePorts: &model.PortRange{First: 1000, Last: 2000}}),
 		}},
 	}
+}
+
+// editsAmongMany removes, adds and changes single endpoints of a service of
+// several chunks, at places all over the order of hashes.
+func editsAmongMany() []world {
+	var worlds []world
+	with := func(endpoints []model.Endpoint) {
+		worlds = append(worlds, newWorld(service("x"), node("n1", "z1"),
+			endpointSlice("x-1", "x", endpoints[:90]...), endpointSlice("x-2", "x", endpoints[90:]...)))
+	}
+	all := many(0, 200, "n1")
+	with(all)
+	for i := 0; i < len(all); i += 50 {
+		with(slices.Delete(slices.Clone(all), i, i+1))
+		with(slices.Insert(slices.Clone(all), i, many(1000+i, 1, "n1")...))
+		edited := slices.Clone(all)
+		edited[i].NodeName = "n2"
+		with(edited)
+		with(all)
+	}
+	return worlds
 }

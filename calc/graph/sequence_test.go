@@ -134,6 +134,9 @@ func TestSequences(t *testing.T) {
 				if rest := dump(t, c.graph); len(rest) > 0 {
 					t.Fatalf("%s leaves residue: %q", expander.name, rest)
 				}
+				if rest := graph.Residue(c.graph); rest != "" {
+					t.Fatalf("%s leaves indexes behind: %s", expander.name, rest)
+				}
 			}
 		})
 	}

@@ -135,7 +135,7 @@ func (s *store) flush() ([]Update, []Membership) {
 			upserts = append(upserts, Update{name, now.audience, now.resource})
 		}
 	}
-	clear(s.before)
+	s.before = map[Name]placed{} // clearing would cost its greatest size ever
 	slices.SortFunc(upserts, compareUpdates)
 	slices.SortFunc(removals, func(a, b Update) int { return compareUpdates(b, a) })
 	var members []Membership
@@ -146,7 +146,7 @@ func (s *store) flush() ([]Update, []Membership) {
 			members = append(members, Membership{Node: node})
 		}
 	}
-	clear(s.membersBefore)
+	s.membersBefore = map[string]bool{}
 	slices.SortFunc(members, compareMembers)
 	return append(upserts, removals...), members
 }

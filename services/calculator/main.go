@@ -11,9 +11,14 @@ import (
 	"syscall"
 
 	"github.com/millrace-project/millrace/services/calculator/internal/command"
+	"github.com/millrace-project/millrace/services/internal/buildinfo"
 )
 
+// version is set by the linker: -X main.version=v1.2.3.
+var version string
+
 func main() {
+	buildinfo.SetVersion(version)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)

@@ -115,19 +115,25 @@ func TestFrontendChanges(t *testing.T) {
 		t.Helper()
 		for _, way := range ways {
 			p := prober(t, stack, &pods[0].Host, way.bypass)
+			var good, bad []probe.Dial
 			for _, network := range networks {
 				for _, family := range families {
 					for _, target := range addresses(works, family) {
-						if answer := ask(t, p, probe.Dial{Network: network, Target: target}); answer.Failure != probe.None {
-							t.Errorf("%s %s %s: %+v", way.name, network, target, answer)
-						}
+						good = append(good, probe.Dial{Network: network, Target: target})
 					}
 					for _, target := range addresses(fails, family) {
-						dial := probe.Dial{Network: network, Target: target, Timeout: quick}
-						if answer := ask(t, p, dial); answer.Failure == probe.None {
-							t.Errorf("%s %s %s still works: %+v", way.name, network, target, answer)
-						}
+						bad = append(bad, probe.Dial{Network: network, Target: target, Timeout: quick})
 					}
+				}
+			}
+			for i, answer := range askAll(t, p, good) {
+				if answer.Failure != probe.None {
+					t.Errorf("%s %s %s: %+v", way.name, good[i].Network, good[i].Target, answer)
+				}
+			}
+			for i, answer := range askAll(t, p, bad) {
+				if answer.Failure == probe.None {
+					t.Errorf("%s %s %s still works: %+v", way.name, bad[i].Network, bad[i].Target, answer)
 				}
 			}
 		}

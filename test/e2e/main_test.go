@@ -4,10 +4,12 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -193,4 +195,21 @@ func each(t *testing.T, test func(t *testing.T, bypass bool, network string, fam
 			}
 		}
 	}
+}
+
+// askAll is ask for many, side by side, so that those that wait in vain do it
+// at the same time. The answers are in the order of the dials.
+func askAll(t *testing.T, p *testbed.Prober, dials []probe.Dial) []probe.Answer {
+	t.Helper()
+	answers := make([]probe.Answer, len(dials))
+	failures := make([]error, len(dials))
+	var group sync.WaitGroup
+	for i, dial := range dials {
+		group.Go(func() { answers[i], failures[i] = p.Once(dial, probe.Exchange{}) })
+	}
+	group.Wait()
+	if err := errors.Join(failures...); err != nil {
+		t.Fatal(err)
+	}
+	return answers
 }

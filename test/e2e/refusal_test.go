@@ -60,18 +60,21 @@ func TestDeletedService(t *testing.T) {
 	check := func(service testbed.Service, works bool) {
 		t.Helper()
 		for _, way := range ways {
+			var dials []probe.Dial
 			for _, network := range networks {
 				for _, family := range families {
-					p := prober(t, stack, &stack.Pods()[0].Host, way.bypass)
 					for _, target := range []netip.AddrPort{clusterIP(service, family), nodePort(service, stack.Nodes[0], family)} {
-						dial := probe.Dial{Network: network, Target: target, Timeout: 3 * time.Second}
+						dial := probe.Dial{Network: network, Target: target}
 						if !works {
-							dial.Timeout = 200 * time.Millisecond
+							dial.Timeout = quick
 						}
-						if answer := ask(t, p, dial); (answer.Failure == probe.None) != works {
-							t.Errorf("%s %s %s v%d works: %t; want %t: %+v", way.name, network, target, family, !works, works, answer)
-						}
+						dials = append(dials, dial)
 					}
+				}
+			}
+			for i, answer := range askAll(t, prober(t, stack, &stack.Pods()[0].Host, way.bypass), dials) {
+				if (answer.Failure == probe.None) != works {
+					t.Errorf("%s %s %s works: %t; want %t: %+v", way.name, dials[i].Network, dials[i].Target, !works, works, answer)
 				}
 			}
 		}

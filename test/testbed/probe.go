@@ -3,6 +3,7 @@
 package testbed
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -62,12 +63,20 @@ func (c *Cluster) probe(host *Host, binaries Binaries, suffix string) (*Prober, 
 
 // waitSocket waits until a process listens on a unix socket.
 func waitSocket(process *Process, socket string) error {
-	err := Within(20*time.Second, func() error {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	timeout := time.AfterFunc(20*time.Second, func() { cancel(context.DeadlineExceeded) })
+	defer timeout.Stop()
+	go func() { // No use in waiting for one that has ended.
+		select {
+		case <-process.Done():
+			cancel(process.Running())
+		case <-ctx.Done():
+		}
+	}()
+	err := Eventually(ctx, func() error {
 		conn, err := net.Dial("unix", socket)
 		if err != nil {
-			if err := process.Running(); err != nil {
-				return err
-			}
 			return err
 		}
 		return conn.Close()

@@ -43,7 +43,7 @@ type options struct {
 
 // register adds the flags that every subcommand has which touches the kernel.
 func (o *options) registerPaths(flags *pflag.FlagSet) {
-	flags.StringVar(&o.bpfFS, "bpf-fs", "/sys/fs/bpf/millrace", "directory on a BPF filesystem under which everything of this node is pinned")
+	flags.StringVar(&o.bpfFS, "bpf-dir", "/sys/fs/bpf/millrace", "directory on a BPF filesystem under which everything of this node is pinned")
 	flags.StringVar(&o.logLevel, "log-level", "info", "least level to log: debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "json", "json or console")
 }
@@ -52,17 +52,17 @@ func (o *options) register(flags *pflag.FlagSet) {
 	o.registerPaths(flags)
 	host, _ := os.Hostname()
 	flags.StringVar(&o.node, "node-name", host, "name of this node in the cluster")
-	flags.StringArrayVar(&o.calculators, "calculator", []string{"127.0.0.1:7700"}, "address of a calculator, HOST:PORT or unix:/path; repeat for more")
+	flags.StringSliceVar(&o.calculators, "calculator", []string{"127.0.0.1:7700"}, "address of a calculator, HOST:PORT or unix:/path; repeat, or separate by commas, for more")
 	flags.StringVar(&o.cgroupRoot, "cgroup-root", "/sys/fs/cgroup", "directory of the cgroup v2 hierarchy below which this node's processes are")
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/millrace", "directory for the log of what calculators sent")
-	flags.StringVar(&o.listenUnix, "listen-unix", "/run/millrace/agent.sock", "path of the unix socket to serve on, in plaintext; empty for none")
+	flags.StringVar(&o.listenUnix, "socket", "/run/millrace/agent.sock", "path of the unix socket to serve on, in plaintext; empty for none")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:7701", "HOST:PORT to serve gRPC on; empty for none")
 	flags.StringVar(&o.metricsListen, "metrics-listen", "127.0.0.1:9701", "HOST:PORT to serve /metrics, /healthz and /readyz on; empty for none")
 	flags.StringVar(&o.tls.Cert, "tls-cert", "", "file of the certificate to serve with, and to show calculators, PEM; turns TLS on for --listen and --metrics-listen")
 	flags.StringVar(&o.tls.Key, "tls-key", "", "file of the key of --tls-cert, PEM")
 	flags.StringVar(&o.tls.ClientCA, "tls-client-ca", "", "file of the CA certificates that clients' certificates must come from, PEM")
-	flags.StringVar(&o.tls.CalculatorCA, "calculator-ca", "", "file of the CA certificates that calculators' must come from, PEM; turns TLS on towards calculators")
-	flags.StringVar(&o.tls.CalculatorName, "calculator-server-name", "", "name to expect in a calculator's certificate (default the host dialled)")
+	flags.StringVar(&o.tls.CalculatorCA, "tls-ca", "", "file of the CA certificates that calculators' must come from, PEM; turns TLS on towards calculators")
+	flags.StringVar(&o.tls.CalculatorName, "tls-server-name", "", "name to expect in a calculator's certificate (default the host dialled)")
 	flags.BoolVar(&o.tls.Insecure, "insecure", false, "allow plaintext beyond unix sockets and loopback")
 	flags.StringVar(&o.snatPorts, "snat-ports", "20000-29999", "source ports, FIRST-LAST, of connections whose source is translated")
 	flags.StringArrayVar(&o.uplinkExclude, "uplink-exclude", nil, "pattern of names (*, ?, [..]) of devices that are no uplinks; repeat for more")
@@ -137,14 +137,14 @@ func (o *options) check() (*settings, error) {
 		return nil, fmt.Errorf("--calculator: at least one address, HOST:PORT or unix:/path, is needed")
 	}
 	for flag, path := range map[string]string{
-		"--bpf-fs": o.bpfFS, "--cgroup-root": o.cgroupRoot, "--state-dir": o.stateDir,
+		"--bpf-dir": o.bpfFS, "--cgroup-root": o.cgroupRoot, "--state-dir": o.stateDir,
 	} {
 		if !filepath.IsAbs(path) {
 			return nil, fmt.Errorf("%s: %q must be an absolute path", flag, path)
 		}
 	}
 	if o.listenUnix != "" && !filepath.IsAbs(o.listenUnix) {
-		return nil, fmt.Errorf("--listen-unix: %q must be an absolute path or empty", o.listenUnix)
+		return nil, fmt.Errorf("--socket: %q must be an absolute path or empty", o.listenUnix)
 	}
 	if err := o.tls.Check(); err != nil {
 		return nil, err

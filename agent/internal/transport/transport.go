@@ -52,7 +52,7 @@ func (t *TLS) Check() error {
 		return errors.New("--tls-client-ca needs --tls-cert and --tls-key")
 	}
 	if t.CalculatorName != "" && t.CalculatorCA == "" {
-		return errors.New("--calculator-server-name needs --calculator-ca")
+		return errors.New("--tls-server-name needs --tls-ca")
 	}
 	if t.Cert != "" {
 		if _, err := tls.LoadX509KeyPair(t.Cert, t.Key); err != nil {
@@ -128,7 +128,7 @@ func (t *TLS) Dial(address string) (target string, creds credentials.TransportCr
 	}
 	if t.CalculatorCA == "" {
 		if !t.Insecure && !loopback(host) {
-			return "", nil, fmt.Errorf("--calculator: %q is not loopback: give --calculator-ca, or --insecure for plaintext", address)
+			return "", nil, fmt.Errorf("--calculator: %q is not loopback: give --tls-ca, or --insecure for plaintext", address)
 		}
 		return target, insecure.NewCredentials(), nil
 	}
@@ -136,7 +136,7 @@ func (t *TLS) Dial(address string) (target string, creds credentials.TransportCr
 	if config.ServerName == "" {
 		config.ServerName = host
 	}
-	if config.RootCAs, err = pool("--calculator-ca", t.CalculatorCA); err != nil {
+	if config.RootCAs, err = pool("--tls-ca", t.CalculatorCA); err != nil {
 		return "", nil, err
 	}
 	if t.Cert != "" {

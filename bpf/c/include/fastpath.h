@@ -26,8 +26,8 @@ static __always_inline int redirect_finished(struct __sk_buff *skb, __u32 ifinde
 	return bpf_redirect(ifindex, 0);
 }
 
-/* Sends a finished packet back where it came from. */
-static __always_inline int reflect_finished(struct __sk_buff *skb)
+/* Sends a finished packet back to where it came from; with BPF_F_INGRESS that is the host. */
+static __always_inline int reflect_finished(struct __sk_buff *skb, __u64 flags)
 {
 	void *data = (void *)(long)skb->data;
 	struct ethhdr *eth = data;
@@ -38,7 +38,8 @@ static __always_inline int reflect_finished(struct __sk_buff *skb)
 	__builtin_memcpy(mac, eth->h_dest, ETH_ALEN);
 	__builtin_memcpy(eth->h_dest, eth->h_source, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, mac, ETH_ALEN);
-	return redirect_finished(skb, skb->ifindex);
+	skb->tc_index = TC_INDEX_FINISHED;
+	return bpf_redirect(skb->ifindex, flags);
 }
 
 #endif

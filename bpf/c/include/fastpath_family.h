@@ -31,15 +31,19 @@ static __always_inline bool FAM(fast_path_allowed)(const struct FAM(packet) *p, 
 	       !p->fragment && p->l4_off == ETH_HLEN + IP_HLEN && p->hop_limit > 1;
 }
 
-/* Finds the next hop on an uplink; true if it is the device that the flow leaves by. */
-static __always_inline bool FAM(next_hop)(struct __sk_buff *skb, const struct FAM(packet) *p,
-					  const struct FAM(ends) *to, __u32 out_ifindex, struct bpf_fib_lookup *fib)
+/* The length that a device's MTU bounds: of a GSO packet, what one segment will have. */
+static __always_inline __u32 FAM(ip_length)(const struct __sk_buff *skb, const struct FAM(packet) *p)
 {
-	/* Of a GSO packet, what one segment will be. */
-	__u32 len = skb->gso_size ? p->l4_off - ETH_HLEN + skb->gso_size +
-					    (p->proto == IPPROTO_TCP ? p->tcp_hlen : sizeof(struct udphdr)) :
-				    skb->len - ETH_HLEN;
+	if (!skb->gso_size)
+		return skb->len - ETH_HLEN;
+	return p->l4_off - ETH_HLEN + skb->gso_size +
+	       (p->proto == IPPROTO_TCP ? p->tcp_hlen : sizeof(struct udphdr));
+}
 
+/* Fills the question for the next hop of a packet with new ends. */
+static __always_inline void FAM(fib_prepare)(struct bpf_fib_lookup *fib, const struct __sk_buff *skb,
+					     const struct FAM(packet) *p, const struct FAM(ends) *to)
+{
 	__builtin_memset(fib, 0, sizeof(*fib));
 #if FAMILY == 4
 	fib->family = 2; /* AF_INET */
@@ -53,9 +57,8 @@ static __always_inline bool FAM(next_hop)(struct __sk_buff *skb, const struct FA
 	fib->l4_protocol = p->proto;
 	fib->sport = to->sport;
 	fib->dport = to->dport;
-	fib->tot_len = len;
+	fib->tot_len = FAM(ip_length)(skb, p);
 	fib->ifindex = skb->ifindex;
-	return !bpf_fib_lookup(skb, fib, sizeof(*fib), 0) && fib->ifindex == out_ifindex;
 }
 
 #define FAST_PATH_NOT_TAKEN (-2)
@@ -73,12 +76,15 @@ static __noinline int FAM(fast_path)(struct __sk_buff *skb, const struct FAM(pac
 	if (to_pod) {
 		__u32 mtu = 0;
 
-		/* Fails, too, when the device is gone. */
-		if (bpf_check_mtu(skb, ifindex, &mtu, 0, BPF_MTU_CHK_SEGS))
+		/* Asked for the MTU, not for the verdict, which is lenient with GSO; negative when the device is gone. */
+		if (bpf_check_mtu(skb, ifindex, &mtu, 0, 0) < 0 || FAM(ip_length)(skb, p) > mtu)
 			return FAST_PATH_NOT_TAKEN;
-	} else if (!FAM(next_hop)(skb, p, &to, ifindex, &fib)) {
-		count(skb, REASON_FIB);
-		return FAST_PATH_NOT_TAKEN;
+	} else {
+		FAM(fib_prepare)(&fib, skb, p, &to);
+		if (bpf_fib_lookup(skb, &fib, sizeof(fib), 0) || fib.ifindex != ifindex) {
+			count(skb, REASON_FIB);
+			return FAST_PATH_NOT_TAKEN;
+		}
 	}
 	if (FAM(nat_rewrite)(skb, p, &to, true))
 		return drop(skb, REASON_REWRITE);

@@ -95,7 +95,8 @@ static __always_inline int FAM(flow_insert_backend_alias)(const struct config *c
 }
 
 /*
- * Makes the flow of a packet that enters the node and has no record: one to a
+ * Makes the flow of a packet that enters the node (or, with DEVICE_NONE, that
+ * the host itself sends) and has no record: one to a
  * service gets a backend, one between ends of the cluster a plain record.
  * Returns an enum flow_made. A global function: verified once.
  */
@@ -115,6 +116,8 @@ __noinline int FAM(flow_make)(struct __sk_buff *skb, const struct FAM(packet) *p
 	f = FAM(frontend_get)(&p->dst, p->dport, p->proto);
 	client_route = FAM(route_flags)(&p->src);
 	r = &s->record;
+	if (!f && device == DEVICE_NONE)
+		return FLOW_NONE;
 	if (!f && (!client_route || !FAM(route_flags)(&p->dst)))
 		return FLOW_NONE;
 	if (f && !f->backend_count)
@@ -137,6 +140,12 @@ __noinline int FAM(flow_make)(struct __sk_buff *skb, const struct FAM(packet) *p
 		if (!b || !b->port) {
 			count(skb, REASON_BACKEND_MISSING);
 			return FLOW_DROPPED;
+		}
+		if (device == DEVICE_NONE) {
+			/* The host's own backend is reached by the host's stack alone. */
+			if ((b->flags & (BACKEND_LOCAL | BACKEND_HOST_NETWORK)) == (BACKEND_LOCAL | BACKEND_HOST_NETWORK))
+				return FLOW_NONE;
+			r->flags |= CT_HOST_CLIENT;
 		}
 		r->service_id = f->service_id;
 		r->backend_addr = b->addr;

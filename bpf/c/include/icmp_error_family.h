@@ -69,7 +69,7 @@ static __always_inline bool FAM(icmp_translate)(const struct FAM(ct_hit) *hit, e
 
 	if (hook == HOOK_INGRESS) {
 		if (inner_orig)
-			client_side = hit->kind == CT_RECORD && (r->flags & CT_SNAT);
+			client_side = hit->kind == CT_RECORD && (r->flags & (CT_SNAT | CT_HOST_CLIENT));
 		else
 			service_side = hit->kind == CT_ALIAS_FRONTEND;
 	} else {
@@ -82,7 +82,7 @@ static __always_inline bool FAM(icmp_translate)(const struct FAM(ct_hit) *hit, e
 	}
 	if (!client_side && !service_side)
 		return false;
-	if (r->flags & CT_HAIRPIN)
+	if (r->flags & (CT_HAIRPIN | CT_HOST_CLIENT)) /* both at one place */
 		client_side = service_side = true;
 
 	if (inner_orig) { /* the error goes to the client */
@@ -200,5 +200,5 @@ __noinline int FAM(icmp_error)(struct __sk_buff *skb, __u32 icmp_off, __u32 hook
 		return PASS;
 	if (FAM(icmp_write)(skb, icmp_off, inner_l4, proto, from))
 		return drop(skb, REASON_REWRITE);
-	return hit.record->flags & CT_HAIRPIN ? reflect_finished(skb) : PASS;
+	return hit.record->flags & CT_HAIRPIN ? reflect_finished(skb, 0) : PASS;
 }

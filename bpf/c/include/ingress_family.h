@@ -27,7 +27,14 @@ static __always_inline int FAM(ingress_hit)(struct __sk_buff *skb, const struct 
 		FAM(ends_final)(&to, r, dir);
 		if (FAM(nat_rewrite)(skb, p, &to, false))
 			return drop(skb, REASON_REWRITE);
-		return reflect_finished(skb);
+		return reflect_finished(skb, 0);
+	}
+	if (unlikely(r->flags & CT_HOST_CLIENT)) {
+		/* An answer to the host itself: this is the last hook on its way. */
+		if (dir == CT_ORIG)
+			return PASS;
+		FAM(ends_final)(&to, r, dir);
+		return FAM(nat_rewrite)(skb, p, &to, false) ? drop(skb, REASON_REWRITE) : PASS;
 	}
 	if (FAM(fast_path_allowed)(p, r, cfg)) {
 		int verdict = FAM(fast_path)(skb, p, r, dir);
@@ -83,7 +90,7 @@ static __always_inline int FAM(ingress)(struct __sk_buff *skb, const struct conf
 		case FLOW_MADE:
 			break;
 		case FLOW_REFUSED:
-			return FAM(refuse)(skb, &p);
+			return FAM(refuse)(skb, &p, 0);
 		case FLOW_DROPPED:
 			return DROP;
 		default:

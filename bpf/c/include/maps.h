@@ -16,7 +16,8 @@
 #define MAX_ROUTES (64 * 1024)
 #define MAX_IDS (256 * 1024)
 #define MAX_COUNTERS (16 * 1024)
-#define MAX_CONNECTED (128 * 1024)
+#define CONNECTED_SLOTS (64 * 1024) /* a power of two */
+#define MAX_SPILLED (128 * 1024)
 #define MAX_FRAGMENTS (8 * 1024)
 
 /* Slots of embryonic_vN and established_vN. */
@@ -79,11 +80,18 @@
 		__type(value, struct fragment);                                                                        \
 	} fragments_v##f SEC(".maps");                                                                                 \
 	struct {													\
+		__uint(type, BPF_MAP_TYPE_ARRAY);									\
+		__uint(max_entries, CONNECTED_SLOTS);									\
+		__type(key, __u32); /* low bits of a socket cookie */							\
+		__type(value, struct connected_v##f);									\
+	} connected_v##f SEC(".maps");											\
+	struct {													\
 		__uint(type, BPF_MAP_TYPE_HASH);									\
-		__uint(max_entries, MAX_CONNECTED);									\
+		__uint(max_entries, MAX_SPILLED);									\
+		__uint(map_flags, BPF_F_NO_PREALLOC);									\
 		__type(key, __u64); /* socket cookie */								\
 		__type(value, struct sock_peer_v##f);									\
-	} connected_v##f SEC(".maps");											\
+	} spilled_v##f SEC(".maps");											\
 	struct {                                                                                                       \
 		__uint(type, BPF_MAP_TYPE_SK_STORAGE);                                                                 \
 		__uint(map_flags, BPF_F_NO_PREALLOC);                                                                  \

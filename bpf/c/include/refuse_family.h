@@ -82,17 +82,17 @@ static __always_inline int FAM(refuse_tcp)(struct __sk_buff *skb, const struct F
 
 	/* Before the tail goes: data behind the SYN counts in the answer. */
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &a.ip, sizeof(a.ip)))
-		return drop(skb, REASON_MALFORMED);
+		return -1;
 #if FAMILY == 4
 	payload = (__u32)bpf_ntohs(a.ip.tot_len) - sizeof(a.ip) - p->tcp_hlen;
 #else
 	payload = (__u32)bpf_ntohs(a.ip.payload_len) - p->tcp_hlen;
 #endif
 	if (payload > 0xffff)
-		return drop(skb, REASON_MALFORMED);
+		return -1;
 	partial = FAM(checksum_is_partial)(skb, p->l4_off + TCP_CHECK_OFF, &check);
 	if (bpf_skb_change_tail(skb, ETH_HLEN + sizeof(a), 0))
-		return drop(skb, REASON_REWRITE);
+		return -1;
 	FAM(answer_ip)(&a.ip, p, IPPROTO_TCP, sizeof(a.tcp));
 	__builtin_memset(&a.tcp, 0, sizeof(a.tcp));
 	a.tcp.source = p->dport;
@@ -109,8 +109,8 @@ static __always_inline int FAM(refuse_tcp)(struct __sk_buff *skb, const struct F
 	}
 	a.tcp.check = check;
 	if (bpf_skb_store_bytes(skb, ETH_HLEN, &a, sizeof(a), BPF_F_RECOMPUTE_CSUM))
-		return drop(skb, REASON_REWRITE);
-	return reflect_finished(skb);
+		return -1;
+	return 0;
 }
 
 /* UDP: port unreachable, which quotes the IP header and the UDP header. */
@@ -133,10 +133,10 @@ static __always_inline int FAM(refuse_udp)(struct __sk_buff *skb, const struct F
 
 	partial = FAM(checksum_is_partial)(skb, p->l4_off + UDP_CHECK_OFF, &check);
 	if (bpf_skb_change_tail(skb, ETH_HLEN + sizeof(a.in), 0))
-		return drop(skb, REASON_REWRITE);
+		return -1;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &a.in, sizeof(a.in)) ||
 	    bpf_skb_adjust_room(skb, sizeof(a) - sizeof(a.in), BPF_ADJ_ROOM_MAC, 0))
-		return drop(skb, REASON_REWRITE);
+		return -1;
 	FAM(answer_ip)(&a.ip, p, ICMP_PROTO, sizeof(a) - sizeof(a.ip));
 	__builtin_memset(&a.icmp, 0, sizeof(a.icmp));
 #if FAMILY == 4
@@ -162,20 +162,26 @@ static __always_inline int FAM(refuse_udp)(struct __sk_buff *skb, const struct F
 	}
 	a.icmp.checksum = ~csum_fold16(sum);
 	if (bpf_skb_store_bytes(skb, ETH_HLEN, &a, sizeof(a.ip) + sizeof(a.icmp), BPF_F_RECOMPUTE_CSUM))
-		return drop(skb, REASON_REWRITE);
-	return reflect_finished(skb);
+		return -1;
+	return 0;
 }
 
-/* A global function: verified once. */
-__noinline int FAM(refuse)(struct __sk_buff *skb, const struct FAM(packet) *p)
+/*
+ * Turns a packet into the answer and sends it back by its device: out of it, or
+ * with BPF_F_INGRESS into the node. A global function: verified once.
+ */
+__noinline int FAM(refuse)(struct __sk_buff *skb, const struct FAM(packet) *p, __u32 redirect_flags)
 {
+	int err;
+
 	if (!p)
 		return DROP;
 	/* Options would have to be taken out first; later fragments were answered with the first. */
 	if (p->l4_off != ETH_HLEN + IP_HLEN || p->fragment == FRAGMENT_LATER)
 		return drop(skb, REASON_UNSUPPORTED);
 	count(skb, REASON_NO_BACKEND);
-	return p->proto == IPPROTO_TCP ? FAM(refuse_tcp)(skb, p) : FAM(refuse_udp)(skb, p);
+	err = p->proto == IPPROTO_TCP ? FAM(refuse_tcp)(skb, p) : FAM(refuse_udp)(skb, p);
+	return err ? drop(skb, REASON_REWRITE) : reflect_finished(skb, redirect_flags);
 }
 
 #undef IP_HEADER

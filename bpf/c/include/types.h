@@ -67,6 +67,7 @@ enum ct_flags {
 	CT_SNAT = 1 << 2,	   /* source and client differ */
 	CT_CLUSTER = 1 << 3,	   /* both ends are pods or nodes of the stream: may take the fast path */
 	CT_HAIRPIN = 1 << 4,	   /* the backend is the client */
+	CT_HOST_CLIENT = 1 << 5,   /* opened by the host itself, translated where it leaves and comes back */
 };
 
 /* Value of fragments_vN: the ports, which only the first fragment carries. */
@@ -149,7 +150,7 @@ enum reason {
 };
 
 /* Socket storage: which services a socket talks to. */
-#define SOCK_PEERS 16
+#define SOCK_PEERS 16 /* a power of two */
 enum sock_peer_used {
 	SOCK_PEER_FREE = 0,
 	SOCK_PEER_CURRENT = 1, /* what is sent to the frontend goes to this backend */

@@ -41,6 +41,17 @@ struct FAM(sock_peer) {
 };
 
 /*
+ * An element of connected_vN: the peer of one connected socket. A socket whose
+ * slot another one has stands in spilled_vN.
+ */
+struct FAM(connected) {
+	__u64 cookie;  /* of the socket; 0: free */
+	__u32 spilled; /* entries of spilled_vN that belong here */
+	__u32 pad;
+	struct FAM(sock_peer) peer;
+};
+
+/*
  * A flow's tuple without direction: lo is the end with the lower (address,
  * port), compared as big-endian numbers, so that both directions of a tuple
  * have one key.

@@ -9,9 +9,16 @@ import (
 	"runtime/debug"
 )
 
-// version is set by the linker:
-// -X github.com/millrace-project/millrace/services/internal/buildinfo.version=v1.2.3.
+// version is what the linker, directly or through main, was told to put in.
 var version string
+
+// SetVersion sets the version, before anybody asks for it; an empty one
+// changes nothing.
+func SetVersion(v string) {
+	if v != "" {
+		version = v
+	}
+}
 
 // Version returns the version of the binary: what the linker was told, or the
 // revision of the source that the Go command found, or "devel".

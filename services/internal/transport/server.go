@@ -31,7 +31,7 @@ type ServerFlags struct {
 func (f *ServerFlags) Register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.CertFile, "tls-cert", "", "file of the server's certificate chain, PEM; turns TLS on, with --tls-key")
 	flags.StringVar(&f.KeyFile, "tls-key", "", "file of the key of --tls-cert, PEM")
-	flags.StringVar(&f.ClientCAFile, "tls-client-ca", "", "file of the CA certificates that clients' certificates must come from, PEM; makes TLS mutual")
+	flags.StringVar(&f.ClientCAFile, "tls-client-ca", "", "file of the CA certificates that clients' certificates must come from, PEM; makes TLS mutual, and a client whose certificate is of system:node:NAME can be no other node")
 	flags.BoolVar(&f.Insecure, "insecure", false, "allow plaintext on --listen although others can listen in")
 }
 

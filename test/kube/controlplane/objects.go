@@ -106,10 +106,10 @@ func apply[T object](ctx context.Context, client writer[T], wanted T, status boo
 	draft := wanted.DeepCopyObject().(T)
 	draft.SetUID("") // the API server gives one
 	written, err := client.Create(ctx, draft, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) {
-		written, err = client.Get(ctx, wanted.GetName(), metav1.GetOptions{})
-		if err == nil {
-			draft.SetResourceVersion(written.GetResourceVersion())
+	// That a Service exists shows as an invalid address: its own is taken.
+	if apierrors.IsAlreadyExists(err) || apierrors.IsInvalid(err) {
+		if existing, failed := client.Get(ctx, wanted.GetName(), metav1.GetOptions{}); failed == nil {
+			draft.SetResourceVersion(existing.GetResourceVersion())
 			written, err = client.Update(ctx, draft, metav1.UpdateOptions{})
 		}
 	}

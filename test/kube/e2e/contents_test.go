@@ -18,7 +18,7 @@ import (
 
 // flowMaps hold what traffic left behind, counters, and numbers that rest
 // before they are given out again.
-var flowMaps = []string{"embryonic_", "established_", "counters", "sockets_", "ids"}
+var flowMaps = []string{"embryonic_", "established_", "counters", "sockets_", "connected_", "ids"}
 
 // contents are the sorted entries of an agent's maps, but for flowMaps.
 func contents(ctx context.Context, t *testing.T, agent *testbed.Agent) []string {

@@ -22,6 +22,8 @@ import (
 
 // Kernel holds the programs.
 type Kernel interface {
+	// Quiesce waits until every run of a program that had begun has ended.
+	Quiesce() error
 	// AttachCgroup attaches the programs of sockets, or keeps them if they are
 	// attached.
 	AttachCgroup() error

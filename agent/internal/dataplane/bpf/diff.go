@@ -240,6 +240,11 @@ func (p *Plane) Repair(context.Context) (int, []*agentv1.DiffDesiredResponse, da
 
 // adopt reads anew what the maps hold.
 func (p *Plane) adopt() error {
+	// What an earlier life freed a moment ago is forgotten; programs that may
+	// still look at it must end before it is handed out anew.
+	if err := p.kernel.Quiesce(); err != nil {
+		return err
+	}
 	var err error
 	if p.ids, err = ids.New(p.tables); err != nil {
 		return err

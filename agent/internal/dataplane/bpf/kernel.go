@@ -74,6 +74,9 @@ func (s *System) Conntrack() *conntrack.Table {
 	return conntrack.New(of(s.dataplane.V4), of(s.dataplane.V6))
 }
 
+// Quiesce implements Kernel.
+func (s *System) Quiesce() error { return s.dataplane.Quiesce() }
+
 // AttachCgroup implements Kernel.
 func (s *System) AttachCgroup() error {
 	attachments, err := s.dataplane.AttachCgroup(s.cgroup)

@@ -132,14 +132,17 @@ func newSource(o *options, log *zap.Logger) (source.Source, error) {
 	return kube.New(config, log)
 }
 
-// calculatorID identifies the process: the host for people, chance for the
-// rest.
+// calculatorID identifies the process: the pod or the host for people, chance
+// for the rest.
 func calculatorID() string {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
+	place := os.Getenv("POD_NAME")
+	if place == "" {
+		var err error
+		if place, err = os.Hostname(); err != nil {
+			place = "unknown"
+		}
 	}
-	return host + "-" + rand.Text()[:8]
+	return place + "-" + rand.Text()[:8]
 }
 
 // listen opens all addresses and returns what serves on them until the servers

@@ -72,7 +72,7 @@ func replace[K comparable](p *Problems, holders map[K][]problem.Problem, holder 
 	for _, one := range problems {
 		p.present[one]++
 		if p.present[one] == 1 {
-			p.log.Warn("problem", fields(one)...)
+			p.log.Warn("problem", append(place(one), zap.String("message", one.Message))...)
 			p.gauge.WithLabelValues(string(one.Object.Kind)).Inc()
 		}
 	}
@@ -80,13 +80,14 @@ func replace[K comparable](p *Problems, holders map[K][]problem.Problem, holder 
 		p.present[one]--
 		if p.present[one] == 0 {
 			delete(p.present, one)
-			p.log.Info("problem is gone", fields(one)...)
+			p.log.Info("problem is gone", place(one)...)
 			p.gauge.WithLabelValues(string(one.Object.Kind)).Dec()
 		}
 	}
 }
 
-func fields(one problem.Problem) []zap.Field {
+// place names the object and field that a problem is about.
+func place(one problem.Problem) []zap.Field {
 	fields := []zap.Field{zap.String("kind", string(one.Object.Kind)), zap.String("name", one.Object.Name)}
 	if one.Object.Namespace != "" {
 		fields = append(fields, zap.String("namespace", one.Object.Namespace))
@@ -94,7 +95,7 @@ func fields(one problem.Problem) []zap.Field {
 	if one.Field != "" {
 		fields = append(fields, zap.String("field", one.Field))
 	}
-	return append(fields, zap.String("message", one.Message))
+	return fields
 }
 
 // List returns all problems, sorted by object and field.

@@ -33,7 +33,7 @@ const (
 
 var allTypes = []dataplanev1.ResourceType{typeNodeConfig, typeNode, typeEndpoint, typeBackendSlice, typeService}
 
-const epoch = "cluster-1"
+const epoch = "cluster/1"
 
 // calculator is a publisher behind a real server.
 type calculator struct {

@@ -69,19 +69,34 @@ func (st *stream) ready(hello *dataplanev1.Hello) (readiness, error) {
 	if snapshot == nil {
 		return readiness{advanced: advanced}, refusal(codes.Unavailable, ReasonNotSynced, "this calculator has not read its source in whole yet")
 	}
-	if epoch := st.service.Epoch(); hello.GetEpoch() != "" && hello.GetEpoch() != epoch {
+	epoch := st.service.Epoch()
+	switch compareEpochs(hello.GetEpoch(), epoch) {
+	case epochForeign:
 		return readiness{final: true}, refusal(codes.FailedPrecondition, ReasonWrongEpoch,
 			"field hello.epoch: the agent holds state of %q, this calculator computes %q", hello.GetEpoch(), epoch)
+	case epochAhead:
+		return readiness{final: true}, refusal(codes.Unavailable, ReasonBehindPosition,
+			"field hello.epoch: the agent has heard of %q, this calculator computes %q", hello.GetEpoch(), epoch)
 	}
 	now, ok := snapshot.view(st.node)
 	if !ok {
 		return readiness{advanced: advanced}, unknownNode(st.node)
 	}
-	if kinds := reached.behind(hello.GetPosition().GetResourceVersions()); len(kinds) > 0 {
+	if kinds := reached.behind(st.floor(hello)); len(kinds) > 0 {
 		return readiness{advanced: advanced}, refusal(codes.Unavailable, ReasonBehindPosition,
 			"field hello.position: the agent knows more than this calculator: %s", strings.Join(kinds, ", "))
 	}
 	return readiness{view: now}, nil
+}
+
+// floor is the position that the agent must never be told less than: the one it
+// has, if it is of this epoch. An older epoch's means nothing any more, that
+// is what epochs are for.
+func (st *stream) floor(hello *dataplanev1.Hello) Position {
+	if compareEpochs(hello.GetEpoch(), st.service.Epoch()) == epochBehind {
+		return nil
+	}
+	return hello.GetPosition().GetResourceVersions()
 }
 
 func unknownNode(node string) error {
@@ -93,20 +108,18 @@ func unknownNode(node string) error {
 const nodeUserPrefix = "system:node:"
 
 // authorize returns the name of the node. If the agent has shown a certificate
-// that was verified, its name decides.
+// that was verified and is a node's, its name decides. A certificate that all
+// agents share names no node; then the agent is believed.
 func (st *stream) authorize(claimed string) (string, error) {
 	if p, ok := peer.FromContext(st.context()); ok {
 		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(info.State.VerifiedChains) > 0 {
-			leaf := info.State.VerifiedChains[0][0]
-			name := strings.TrimPrefix(leaf.Subject.CommonName, nodeUserPrefix)
-			if name == "" && len(leaf.DNSNames) > 0 {
-				name = leaf.DNSNames[0]
+			if node, ok := strings.CutPrefix(info.State.VerifiedChains[0][0].Subject.CommonName, nodeUserPrefix); ok {
+				if claimed != "" && claimed != node {
+					return "", refusal(codes.PermissionDenied, ReasonWrongNode,
+						"field hello.node_name: %q, but the certificate is of node %q", claimed, node)
+				}
+				claimed = node
 			}
-			if name == "" || (claimed != "" && claimed != name) {
-				return "", refusal(codes.PermissionDenied, ReasonWrongNode,
-					"field hello.node_name: %q, but the certificate is of node %q", claimed, name)
-			}
-			return name, nil
 		}
 	}
 	if claimed == "" {

@@ -155,7 +155,7 @@ func (st *stream) send() error {
 	if err := st.welcome(); err != nil {
 		return err
 	}
-	floor := Position(hello.GetPosition().GetResourceVersions())
+	floor := st.floor(hello)
 	if err := st.bringUp(node, &now, hello, floor); err != nil {
 		return err
 	}

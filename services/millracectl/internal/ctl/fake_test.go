@@ -111,7 +111,7 @@ func (f *fakeAgent) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agen
 				{Name: "bpf_set_retval", Consequence: "connections without backends are refused by packets"},
 			},
 		},
-		Held: map[string]uint64{"service": 3, "node": 2},
+		Held: map[string]uint64{"RESOURCE_TYPE_SERVICE": 3, "RESOURCE_TYPE_NODE": 2},
 		Errors: []*dataplanev1.ResourceError{{
 			Name:   &dataplanev1.ResourceName{Type: dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE, Key: "shop/cart"},
 			Reason: "MAP_FULL", Field: "ports[1]", Message: "frontends_v4 is full: port 81 is not reachable",
@@ -213,7 +213,7 @@ func (f *fakeCalculator) GetStatus(context.Context, *calculatorv1.GetStatusReque
 	return &calculatorv1.GetStatusResponse{
 		Version: "v1.2.3", CalculatorId: "calc-a", Epoch: "6f1c/0", Source: "kube", Synced: true,
 		Position: &dataplanev1.Position{ResourceVersions: map[string]uint64{"services": 900, "nodes": 12}},
-		Revision: 42, Resources: map[string]uint64{"service": 3}, StartTime: ago(3 * 24 * time.Hour),
+		Revision: 42, Resources: map[string]uint64{"RESOURCE_TYPE_SERVICE": 3}, StartTime: ago(3 * 24 * time.Hour),
 		Problems: []*calculatorv1.Problem{
 			{Kind: "File", Name: "cart.yaml#2", Message: "does not parse"},
 			{Kind: "Service", Namespace: "shop", Name: "cart", Field: "spec.ports[0].nodePort", Message: "70000 is out of range; the port gets no node port"},

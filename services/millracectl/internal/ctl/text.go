@@ -61,11 +61,16 @@ func yesNo(b bool) string {
 	return "no"
 }
 
-// counts prints a map of counters in name order.
+// counts prints a map of counters in name order; resource types by the words
+// that people use for them.
 func counts(m map[string]uint64) string {
 	parts := make([]string, 0, len(m))
 	for _, name := range slices.Sorted(maps.Keys(m)) {
-		parts = append(parts, name+"="+number(m[name]))
+		word := name
+		if value, ok := dataplanev1.ResourceType_value[name]; ok {
+			word = resourceType(dataplanev1.ResourceType(value))
+		}
+		parts = append(parts, word+"="+number(m[name]))
 	}
 	return strings.Join(parts, " ")
 }

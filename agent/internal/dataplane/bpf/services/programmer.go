@@ -112,6 +112,8 @@ type Programmer struct {
 	garbage  []garbage
 	// orphans have no holder but could not be deleted.
 	orphans map[tables.FrontendKey]struct{}
+	// orphaned is when one could be at last.
+	orphaned time.Time
 }
 
 // New adopts what the maps hold: frontends stay until Prune unless a service

@@ -325,7 +325,7 @@ func (tx *transaction) place(p *plan) {
 // last backend: none was dropped from there of late, and no frontend whose last
 // write failed still counts it.
 func (tx *transaction) uncovered(p *plan, f tables.Family, b backing) bool {
-	if tx.now().Sub(b.shrunk) < Rest {
+	if tx.now().Sub(b.shrunk) < Rest || tx.now().Sub(tx.orphaned) < Rest {
 		return false
 	}
 	keys := keysOf(p.before, p.claims)
@@ -464,6 +464,9 @@ func (tx *transaction) writeFrontends(f tables.Family) {
 			}
 		}
 		s := tx.slots[w.entry.Key]
+		if at := &w.plan.family[f]; s.present && s.value.First == at.rng.First && s.value.Count > w.entry.Value.Count {
+			at.shrunk = tx.now() // perhaps later than planned, after failures
+		}
 		s.value, s.present = w.entry.Value, true
 	}
 }
@@ -502,7 +505,10 @@ func (tx *transaction) deleteFrontends(f tables.Family) {
 				continue
 			}
 		}
-		delete(tx.orphans, key)
+		if _, was := tx.orphans[key]; was {
+			tx.orphaned = tx.now()
+			delete(tx.orphans, key)
+		}
 		if s := tx.slots[key]; s.holder == nil {
 			delete(tx.slots, key)
 		} else {
