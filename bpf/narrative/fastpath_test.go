@@ -6,7 +6,6 @@ package narrative
 
 import (
 	"bytes"
-	"net/netip"
 	"strings"
 	"testing"
 
@@ -23,20 +22,19 @@ type leg struct {
 
 // fastStory is a flow of the cluster and both its legs.
 type fastStory struct {
-	name     string
-	path     path
-	sourceIs netip.Addr
+	name string
+	path path
 }
 
 func fastStories(h *host) []fastStory {
 	c := at(h.podA, 40000)
 	return []fastStory{
-		{"plain to a pod", path{h: h, clientDev: "poda", backendDev: "podb", client: c, frontend: at(h.podB, 8080), backend: at(h.podB, 8080), source: c}, netip.Addr{}},
-		{"plain to another node", path{h: h, clientDev: "poda", backendDev: "uplink", client: c, frontend: at(h.podC, 8080), backend: at(h.podC, 8080), source: c}, netip.Addr{}},
-		{"service on this node", path{h: h, clientDev: "poda", backendDev: "podb", client: c, frontend: at(h.vip, 80), backend: at(h.podB, 8080), source: c}, netip.Addr{}},
-		{"service on another node", path{h: h, clientDev: "poda", backendDev: "uplink", client: c, frontend: at(h.vip, 80), backend: at(h.podC, 8080), source: c}, netip.Addr{}},
+		{"plain to a pod", path{h: h, clientDev: "poda", backendDev: "podb", client: c, frontend: at(h.podB, 8080), backend: at(h.podB, 8080), source: c}},
+		{"plain to another node", path{h: h, clientDev: "poda", backendDev: "uplink", client: c, frontend: at(h.podC, 8080), backend: at(h.podC, 8080), source: c}},
+		{"service on this node", path{h: h, clientDev: "poda", backendDev: "podb", client: c, frontend: at(h.vip, 80), backend: at(h.podB, 8080), source: c}},
+		{"service on another node", path{h: h, clientDev: "poda", backendDev: "uplink", client: c, frontend: at(h.vip, 80), backend: at(h.podC, 8080), source: c}},
 		{"node port, in and out by the uplink", path{h: h, clientDev: "uplink", backendDev: "uplink", client: at(h.node2, 40000), frontend: at(h.node, 30080),
-			backend: at(h.podC, 8080), source: at(h.node, 0)}, h.node},
+			backend: at(h.podC, 8080), source: at(h.node, 0)}},
 	}
 }
 

@@ -19,6 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/millrace-project/millrace/bpf"
@@ -320,6 +323,48 @@ func TestTrafficToClosedPort(t *testing.T) {
 		for _, b := range []where{local(at(h.podB, 9)), remote(at(h.podC, 9)), local(at(h.podA, 9))} {
 			h.service(at(h.vip, 80), layout.FrontendClusterIP, b)
 			a.refused(h.proto, h.podA, at(h.vip, 80))
+		}
+	})
+}
+
+// A pod that marks its packets as finished, as only these programs may, is not
+// believed: its answers are translated.
+func TestTrafficWithForgedMark(t *testing.T) {
+	each(t, both, func(t *testing.T, h *host) {
+		a, b, _ := h.wires(1500)
+		forge, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{
+			asm.Mov.Imm(asm.R2, 0x4d52), // TC_INDEX_FINISHED
+			asm.StoreMem(asm.R1, 44, asm.R2, asm.Word),
+			asm.Mov.Imm(asm.R0, -1),
+			asm.Return(),
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer forge.Close()
+		for _, m := range []*machine{a, b} {
+			err := m.do(func() error {
+				eth, err := net.InterfaceByName("eth0")
+				if err != nil {
+					return err
+				}
+				l, err := link.AttachTCX(link.TCXOptions{Interface: eth.Index, Program: forge, Attach: ebpf.AttachTCXEgress})
+				if err == nil {
+					t.Cleanup(func() { l.Close() })
+				}
+				return err
+			})
+			if errors.Is(err, link.ErrNotSupported) {
+				t.Skip("no tcx here: the mark cannot be forged in the pod")
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.serve(h.proto, at(h.podB, 8080))
+		h.service(at(h.vip, 80), layout.FrontendClusterIP, local(at(h.podB, 8080)))
+		if err := a.exchange(h.proto, h.podA, at(h.vip, 80), 1000); err != nil {
+			t.Error(err)
 		}
 	})
 }

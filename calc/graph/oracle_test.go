@@ -281,16 +281,16 @@ func socketOf2(nodePort int32) string { return "*:" + fmt.Sprint(nodePort) }
 // oracleFamily tells whether a service is served in the address's family. No
 // world of these tests has spec.ipFamilies; tables cover them.
 func oracleFamily(s *model.Service, addr netip.Addr) bool {
-	any := false
+	some := false
 	for _, text := range s.ClusterIPs {
 		if ip, ok := goodAddr(text); ok {
-			any = true
+			some = true
 			if ip.Is4() == addr.Is4() {
 				return true
 			}
 		}
 	}
-	return !any
+	return !some
 }
 
 func oracleBackends(w world, s *model.Service) []string {

@@ -21,7 +21,9 @@ func run(t testing.TB, label string, steps [][]graph.Change) *checker {
 }
 
 // FuzzSequences decodes bytes into a sequence of changes; after each step the
-// graph must agree with a recompute from scratch and with the oracle.
+// graph must agree with a recompute from scratch and with the oracle. Run it
+// with -fuzzminimizetime 1x: minimizing sequences takes far longer than finding
+// them.
 func FuzzSequences(f *testing.F) {
 	for seed := range uint64(8) {
 		f.Add(randomBytes(seed, 300))

@@ -174,7 +174,8 @@ __noinline int FAM(parse)(struct __sk_buff *skb, struct FAM(packet) *p)
 		if (data + ETH_HLEN + IP_HLEN > end)
 			return PARSED_OTHER;
 	}
-	if (!FAM(parse_ip)(skb, data + ETH_HLEN, p))
+	/* No Ethernet header (a tunnel device), or not the one of this protocol: not read here. */
+	if (((struct ethhdr *)data)->h_proto != skb->protocol || !FAM(parse_ip)(skb, data + ETH_HLEN, p))
 		return PARSED_OTHER;
 	if (unlikely(p->fragment == FRAGMENT_LATER)) {
 		if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)

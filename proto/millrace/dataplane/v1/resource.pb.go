@@ -537,9 +537,9 @@ type Node struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the node.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The node's own addresses (Kubernetes InternalIP and ExternalIP), sorted
-	// and without duplicates; each 4 or 16 bytes in network order. The first of
-	// a family in internal_addresses is the address the node speaks from.
+	// The node's own addresses (Kubernetes InternalIP), in the order of the
+	// object and without duplicates; each 4 or 16 bytes in network order. The
+	// first of a family is the address the node speaks from.
 	InternalAddresses [][]byte `protobuf:"bytes,2,rep,name=internal_addresses,json=internalAddresses,proto3" json:"internal_addresses,omitempty"`
 	// Addresses by which the node is reached from outside.
 	ExternalAddresses [][]byte `protobuf:"bytes,3,rep,name=external_addresses,json=externalAddresses,proto3" json:"external_addresses,omitempty"`
