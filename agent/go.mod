@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	github.com/cilium/ebpf v0.22.0
+	github.com/google/go-cmp v0.7.0
 	github.com/millrace-project/millrace/bpf v0.0.0
 	github.com/millrace-project/millrace/proto v0.0.0
 	github.com/prometheus/client_golang v1.25.0

@@ -15,40 +15,49 @@ import (
 	"github.com/millrace-project/millrace/test/bench/loadgen"
 )
 
-// result is one line of the results.
-type result struct {
-	// Name of what was measured.
-	Name string `json:"name"`
-	// Value of Millrace, or of the peer where Name ends in its name.
-	Value float64 `json:"value"`
-	Unit  string  `json:"unit"`
-	// Peer is what Ratio compares with, empty if with nothing.
-	Peer string `json:"peer"`
-	// Ratio is Millrace's value over the peer's, the median of the ratios of
-	// the rounds; 0 without a peer.
-	Ratio float64 `json:"ratio"`
+// row is one line of the table: what was measured, of Millrace and its peers.
+type row struct {
+	name, unit string
+	value      float64
+	peers      []peer
 }
 
-// results in the order they were measured.
-type results []result
+// peer is what Millrace is compared with in a row.
+type peer struct {
+	name  string
+	value float64
+	// ratio is Millrace's value over the peer's: the median of the ratios of
+	// the rounds, not the ratio of the medians.
+	ratio float64
+}
+
+// results are the rows in the order they were measured.
+type results []row
 
 // add appends a value that has no peer.
 func (r *results) add(name string, value float64, unit string) {
-	*r = append(*r, result{Name: name, Value: value, Unit: unit})
+	*r = append(*r, row{name: name, unit: unit, value: value})
 }
 
-// addRatio appends a value with the medians over the rounds of it and of its
-// ratio to a peer's.
-func (r *results) addRatio(name, unit, peer string, values, peerValues []float64) {
+// compare adds a peer to a row, by the values of each round.
+func (r *row) compare(name string, values, peerValues []float64) {
 	ratios := make([]float64, len(values))
 	for i := range values {
 		ratios[i] = values[i] / peerValues[i]
 	}
-	*r = append(*r, result{Name: name, Value: median(values), Unit: unit, Peer: peer, Ratio: median(ratios)})
+	r.peers = append(r.peers, peer{name: name, value: median(peerValues), ratio: median(ratios)})
 }
 
-// addTraffic appends a scenario: Millrace of each size against every peer that
-// was measured, and the peers' own values.
+// smallMillrace is what large clusters are compared with.
+var smallMillrace = fmt.Sprintf("Millrace, %d services", smallServices)
+
+// columns of the table besides Millrace's own.
+var columns = []string{
+	kindNames[bareNetwork], kindNames[kubeProxyNftables], kindNames[kubeProxyIptables], smallMillrace,
+}
+
+// addTraffic appends a scenario: Millrace of each size against the peers that
+// were measured.
 func (r *results) addTraffic(config Config, scenario scenario, systems []*system, runs map[*system][]loadgen.Result) {
 	find := func(k kind, large bool) *system {
 		for _, s := range systems {
@@ -70,29 +79,35 @@ func (r *results) addTraffic(config Config, scenario scenario, systems []*system
 		if m.suffix != "" {
 			name += ", " + m.suffix
 		}
-		for _, s := range systems {
-			sized := fmt.Sprintf("%s, %d services", name, s.services(config))
-			switch {
-			case s.kind == bareNetwork:
-				r.add(name+", "+kindNames[s.kind], median(values(s)), m.unit)
-				continue
-			case s.kind != millrace:
-				r.add(sized+", "+kindNames[s.kind], median(values(s)), m.unit)
+		for _, large := range []bool{false, true} {
+			s := find(millrace, large)
+			if s == nil {
+				r.addPeers(name, m.unit, config, systems, large, values)
 				continue
 			}
+			line := row{name: fmt.Sprintf("%s, %d services", name, s.services(config)), unit: m.unit, value: median(values(s))}
 			if bare := find(bareNetwork, false); bare != nil {
-				r.addRatio(sized, m.unit, kindNames[bareNetwork], values(s), values(bare))
-			} else {
-				r.add(sized, median(values(s)), m.unit)
+				line.compare(kindNames[bareNetwork], values(s), values(bare))
 			}
 			for _, k := range []kind{kubeProxyNftables, kubeProxyIptables} {
-				if peer := find(k, s.large); peer != nil {
-					r.addRatio(sized, m.unit, kindNames[k], values(s), values(peer))
+				if other := find(k, large); other != nil {
+					line.compare(kindNames[k], values(s), values(other))
 				}
 			}
-			if small := find(millrace, false); s.large && small != nil {
-				r.addRatio(sized, m.unit, fmt.Sprintf("Millrace, %d services", smallServices), values(s), values(small))
+			if small := find(millrace, false); large && small != nil {
+				line.compare(smallMillrace, values(s), values(small))
 			}
+			*r = append(*r, line)
+		}
+	}
+}
+
+// addPeers appends the systems of one size by themselves, for runs that leave
+// Millrace out.
+func (r *results) addPeers(name, unit string, config Config, systems []*system, large bool, values func(*system) []float64) {
+	for _, s := range systems {
+		if s.large == large {
+			r.add(fmt.Sprintf("%s, %d services, %s", name, s.services(config), kindNames[s.kind]), median(values(s)), unit)
 		}
 	}
 }
@@ -113,16 +128,25 @@ func quantile(values []float64, q float64) float64 {
 	return sorted[low] + (at-float64(low))*(sorted[high]-sorted[low])
 }
 
-// print writes the table.
+// print writes the table: each peer's value, and Millrace's ratio to it.
 func (r results) print(out io.Writer) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "What\tvalue\tunit\tratio\tto\t")
+	fmt.Fprint(w, "\tunit\tMillrace\t")
+	for _, column := range columns {
+		fmt.Fprintf(w, "%s\tratio\t", column)
+	}
+	fmt.Fprintln(w)
 	for _, line := range r {
-		ratio := ""
-		if line.Peer != "" {
-			ratio = fmt.Sprintf("%.3f", line.Ratio)
+		fmt.Fprintf(w, "%s\t%s\t%s\t", line.name, line.unit, significant(line.value))
+		for _, column := range columns {
+			i := slices.IndexFunc(line.peers, func(p peer) bool { return p.name == column })
+			if i < 0 {
+				fmt.Fprint(w, "\t\t")
+				continue
+			}
+			fmt.Fprintf(w, "%s\t%.3f\t", significant(line.peers[i].value), line.peers[i].ratio)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t\n", line.Name, significant(line.Value), line.Unit, ratio, line.Peer)
+		fmt.Fprintln(w)
 	}
 	w.Flush()
 }
@@ -138,12 +162,36 @@ func significant(v float64) string {
 	return strings.TrimSuffix(fmt.Sprintf("%.3f", v), ".000")
 }
 
+// entry is one figure of the results file.
+type entry struct {
+	// Name of what was measured; it ends in the peer's name if Value is the
+	// peer's.
+	Name  string  `json:"name"`
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"`
+	// Peer is what Ratio compares Value with, empty if with nothing.
+	Peer  string  `json:"peer"`
+	Ratio float64 `json:"ratio"`
+}
+
+// entries are the rows as the file has them.
+func (r results) entries() []entry {
+	all := []entry{}
+	for _, line := range r {
+		if len(line.peers) == 0 {
+			all = append(all, entry{Name: line.name, Value: line.value, Unit: line.unit})
+		}
+		for _, p := range line.peers {
+			all = append(all, entry{Name: line.name, Value: line.value, Unit: line.unit, Peer: p.name, Ratio: p.ratio},
+				entry{Name: line.name + ", " + p.name, Value: p.value, Unit: line.unit})
+		}
+	}
+	return all
+}
+
 // write writes the results as JSON.
 func (r results) write(path string) error {
-	if r == nil {
-		r = results{}
-	}
-	data, err := json.MarshalIndent(r, "", "  ")
+	data, err := json.MarshalIndent(r.entries(), "", "  ")
 	if err != nil {
 		return fmt.Errorf("encoding the results: %w", err)
 	}

@@ -46,7 +46,7 @@ func TestTrafficResults(t *testing.T) {
 		bare: run(1000, 500, 1000), small: run(900, 450, 900), large: run(450, 225, 450), nft: run(500, 250, 500),
 	})
 	got := map[string]float64{}
-	for _, line := range r {
+	for _, line := range r.entries() {
 		if line.Unit == "1/s" && line.Peer != "" {
 			got[line.Name[strings.LastIndex(line.Name, ", ")+2:]+" to "+line.Peer] = line.Ratio
 		}
@@ -74,8 +74,8 @@ func TestTrafficResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	var lines []map[string]any
-	if err := json.Unmarshal(data, &lines); err != nil || len(lines) != len(r) {
-		t.Fatalf("the file has %d lines, %v; want %d", len(lines), err, len(r))
+	if err := json.Unmarshal(data, &lines); err != nil || len(lines) != len(r.entries()) {
+		t.Fatalf("the file has %d lines, %v; want %d", len(lines), err, len(r.entries()))
 	}
 	for _, field := range []string{"name", "value", "unit", "peer", "ratio"} {
 		if _, ok := lines[0][field]; !ok {
@@ -91,7 +91,7 @@ func TestProgramResults(t *testing.T) {
 	if err := r.addPrograms(programBenchmarks[1], out); err != nil {
 		t.Fatal(err)
 	}
-	if len(r) != 1 || r[0].Value != 130 || !strings.HasSuffix(r[0].Name, "v4 pod-ingress plain") {
+	if len(r) != 1 || r[0].value != 130 || !strings.HasSuffix(r[0].name, "v4 pod-ingress plain") {
 		t.Errorf("got %+v", r)
 	}
 	if err := r.addPrograms(programBenchmarks[1], "--- SKIP: BenchmarkEstablished\nPASS\n"); err == nil {

@@ -5,7 +5,9 @@ package demo
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"github.com/millrace-project/millrace/test/probe"
@@ -102,6 +104,11 @@ func (d *demo) printHints() {
 	service := testbed.Service{ClusterIPs: []netip.Addr{testbed.ServiceIP(4, d.services), testbed.ServiceIP(6, d.services)}}
 	pod, node := d.Pods()[0], d.Nodes[0]
 	agent, calculator := "unix://"+node.Socket, "unix://"+d.CalculatorSocket()
+	// `make demo KEEP=1` puts it beside millracectl.
+	grpcurl := filepath.Join(filepath.Dir(d.Binaries.Ctl), "grpcurl")
+	if _, err := os.Stat(grpcurl); err != nil {
+		grpcurl = "grpcurl"
+	}
 	fmt.Fprintf(d.out, `
 %s
 
@@ -115,8 +122,8 @@ What the node's agent and the calculator know:
   %s status
   %s services get example
   %s conntrack
-  grpcurl -plaintext %s list
-  grpcurl -plaintext -d '{"name": "frontends_v4"}' %s millrace.agent.v1.AgentService/DumpMap
+  %s -plaintext %s list
+  %s -plaintext -d '{"name": "frontends_v4"}' %s millrace.agent.v1.AgentService/DumpMap
 Change it (the calculator watches the directory):
   ls %s
 Logs:
@@ -130,6 +137,6 @@ Take it away:
 		d.Client.NetNS, node.IPv4, 30000+d.services,
 		agent, calculator,
 		d.Binaries.Ctl, d.Binaries.Ctl, d.Binaries.Ctl,
-		agent, agent,
+		grpcurl, agent, grpcurl, agent,
 		d.ManifestDir(), d.LogDir())
 }

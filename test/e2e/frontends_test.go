@@ -59,7 +59,6 @@ func TestFrontends(t *testing.T) {
 		{name: "host-sockets", host: &node1.Host},
 		{name: "external", host: stack.Client, external: true},
 	}
-	at := func(addr netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(addr, port) }
 	frontends := []frontend{
 		{name: "cluster-ip", addr: clusterIP},
 		{name: "node-port", external: true,
@@ -69,14 +68,18 @@ func TestFrontends(t *testing.T) {
 		{name: "node-port-loopback", hostSockets: true,
 			addr: func(s testbed.Service, family int) netip.AddrPort {
 				if family == 6 {
-					return at(netip.IPv6Loopback(), s.Ports[0].NodePort)
+					return netip.AddrPortFrom(netip.IPv6Loopback(), s.Ports[0].NodePort)
 				}
-				return at(netip.MustParseAddr("127.0.0.1"), s.Ports[0].NodePort)
+				return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), s.Ports[0].NodePort)
 			}},
 		{name: "external-ip", external: true,
-			addr: func(s testbed.Service, family int) netip.AddrPort { return at(s.ExternalIPs[family/6], 80) }},
+			addr: func(s testbed.Service, family int) netip.AddrPort {
+				return netip.AddrPortFrom(s.ExternalIPs[family/6], 80)
+			}},
 		{name: "load-balancer", external: true,
-			addr: func(s testbed.Service, family int) netip.AddrPort { return at(s.LoadBalancerIPs[family/6], 80) }},
+			addr: func(s testbed.Service, family int) netip.AddrPort {
+				return netip.AddrPortFrom(s.LoadBalancerIPs[family/6], 80)
+			}},
 	}
 
 	type call struct {

@@ -28,14 +28,22 @@ func converse(t *testing.T, paths []path) []conversation {
 	t.Helper()
 	var conversations []conversation
 	for _, path := range paths {
-		for _, network := range networks {
-			for _, family := range families {
-				target := path.target(family)
-				opened := open(t, path.prober, probe.Dial{Network: network, Target: target})
-				conversations = append(conversations, conversation{
-					fmt.Sprintf("%s/%s/v%d", path.name, network, family), path.prober, opened.Session, target})
-			}
+		for _, family := range families {
+			conversations = append(conversations, converseFamily(t, path, family)...)
 		}
+	}
+	return conversations
+}
+
+// converseFamily is converse for one path and family.
+func converseFamily(t *testing.T, path path, family int) []conversation {
+	t.Helper()
+	var conversations []conversation
+	for _, network := range networks {
+		target := path.target(family)
+		opened := open(t, path.prober, probe.Dial{Network: network, Target: target})
+		conversations = append(conversations, conversation{
+			fmt.Sprintf("%s/%s/v%d", path.name, network, family), path.prober, opened.Session, target})
 	}
 	return conversations
 }

@@ -53,6 +53,11 @@ func paths(t *testing.T, stack *testbed.Stack) []path {
 	}
 }
 
+// at makes a function of a host's addresses with a port.
+func at(host *testbed.Host, port uint16) func(family int) netip.AddrPort {
+	return func(family int) netip.AddrPort { return netip.AddrPortFrom(host.IP(family), port) }
+}
+
 // transfer moves data there and back on every path and compares checksums.
 func transfer(t *testing.T, paths []path, tcpSize int, udpSizes ...int) {
 	for _, path := range paths {
@@ -72,7 +77,7 @@ func transfer(t *testing.T, paths []path, tcpSize int, udpSizes ...int) {
 			})
 			for _, size := range udpSizes {
 				t.Run(fmt.Sprintf("%s/udp-%d/v%d", path.name, size, family), func(t *testing.T) {
-					dial := probe.Dial{Network: probe.UDP, Target: path.target(family)}
+					dial := probe.Dial{Network: probe.UDP, Target: path.target(family), Timeout: time.Second}
 					p := path.prober
 					opened := open(t, p, dial)
 					// A first datagram beyond a narrow link is lost, and tells
@@ -99,6 +104,12 @@ func transfer(t *testing.T, paths []path, tcpSize int, udpSizes ...int) {
 func TestTransfers(t *testing.T) {
 	stack := startStack(t, testbed.Options{Nodes: 2, PodsPerNode: 2})
 	transfer(t, paths(t, stack), 16<<20, 1000, 4000, 60000)
+}
+
+// TestWithoutFastPath does it with every packet passing the host's stack.
+func TestWithoutFastPath(t *testing.T) {
+	stack := startStack(t, testbed.Options{Nodes: 2, PodsPerNode: 2, AgentArgs: []string{"--fast-path=false"}})
+	transfer(t, paths(t, stack), 4<<20, 1000, 4000)
 }
 
 // TestJumboFrames does it with 9000 byte packets.

@@ -58,6 +58,9 @@ type Dial struct {
 	// Bind is the local address and port; the zero value lets the kernel
 	// choose, a zero address chooses the port alone.
 	Bind netip.AddrPort
+	// Abort makes closing break a TCP connection (RST), so that its port is
+	// free for another at once.
+	Abort bool
 	// Timeout of connecting and of each exchange; DefaultTimeout if zero.
 	Timeout time.Duration
 }

@@ -67,6 +67,11 @@ func prepareSocket(fd int, dial Dial, ipv6 bool) error {
 			return fmt.Errorf("allow v4-mapped addresses: %w", err)
 		}
 	}
+	if dial.Abort {
+		if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+			return fmt.Errorf("set SO_LINGER: %w", err)
+		}
+	}
 	if dial.Network == UDP {
 		// Large answers come as a whole or not at all.
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1<<20); err != nil {

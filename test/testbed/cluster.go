@@ -29,6 +29,8 @@ type Options struct {
 	// Masquerade makes each node translate what its pods send out of the
 	// cluster, by nft rules such as CNI plugins install.
 	Masquerade bool
+	// AgentArgs are added to the command lines of a Stack's agents.
+	AgentArgs []string
 }
 
 // Cluster is a running cluster.
@@ -136,15 +138,7 @@ func plan(options Options, cgroupRoot string) *Cluster {
 		node.StateDir = filepath.Join(c.Dir, name)
 		node.Socket = filepath.Join(c.Dir, name+".sock")
 		for k := 1; k <= options.PodsPerNode; k++ {
-			pod := &Pod{NodeName: name, Device: fmt.Sprintf("veth-%d-%d", i, k)}
-			podName := fmt.Sprintf("pod-%d-%d", i, k)
-			number := firstPodNumber + k - 1
-			pod.Host = Host{
-				Name: podName, cluster: c, NetNS: c.netnsPath(podName),
-				IPv4: nth(node.PodCIDRv4.Addr(), number), IPv6: nth(node.PodCIDRv6.Addr(), number),
-				Cgroup: filepath.Join(node.NodeCgroup, "pods", podName),
-			}
-			node.Pods = append(node.Pods, pod)
+			node.Pods = append(node.Pods, c.planPod(node, i, k))
 		}
 		c.Nodes = append(c.Nodes, node)
 	}
@@ -155,6 +149,20 @@ func (c *Cluster) planHost(name string, number int) *Host {
 	host := &Host{Name: name, cluster: c, NetNS: c.netnsPath(name), Cgroup: filepath.Join(c.Cgroup, name)}
 	host.IPv4, host.IPv6 = underlayAddrs(number)
 	return host
+}
+
+// planPod names the k-th pod of the i-th node.
+func (c *Cluster) planPod(node *Node, i, k int) *Pod {
+	name := fmt.Sprintf("pod-%d-%d", i, k)
+	number := firstPodNumber + k - 1
+	return &Pod{
+		NodeName: node.Name, Device: fmt.Sprintf("veth-%d-%d", i, k),
+		Host: Host{
+			Name: name, cluster: c, NetNS: c.netnsPath(name),
+			IPv4: nth(node.PodCIDRv4.Addr(), number), IPv6: nth(node.PodCIDRv6.Addr(), number),
+			Cgroup: filepath.Join(node.NodeCgroup, "pods", name),
+		},
+	}
 }
 
 func (c *Cluster) build() error {

@@ -67,18 +67,6 @@ func createNetNS(path string) error {
 		})
 }
 
-// removeNetNS undoes createNetNS. The namespace goes when the last process
-// in it does.
-func removeNetNS(path string) error {
-	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount %s: %w", path, err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 // enterNetNS runs fn on a thread inside the namespace at path. Goroutines
 // that fn starts run outside of it.
 func enterNetNS(path string, fn func() error) error {
@@ -94,4 +82,13 @@ func enterNetNS(path string, fn func() error) error {
 			}
 			return nil
 		}, fn)
+}
+
+// removeNetNS undoes createNetNS. The namespace goes when the last process
+// in it does.
+func removeNetNS(path string) error {
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	return os.Remove(path)
 }

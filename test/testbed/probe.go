@@ -42,7 +42,7 @@ func (c *Cluster) probe(host *Host, binaries Binaries, suffix string) (*Prober, 
 	if prober != nil {
 		return prober, prober.Process.Running()
 	}
-	socket := filepath.Join(c.Dir, "probe", name+".sock")
+	socket := c.probeSocket(name)
 	start := host.Start
 	if suffix != "" {
 		start = host.StartBypass
@@ -60,6 +60,8 @@ func (c *Cluster) probe(host *Host, binaries Binaries, suffix string) (*Prober, 
 	c.mu.Unlock()
 	return prober, nil
 }
+
+func (c *Cluster) probeSocket(name string) string { return filepath.Join(c.Dir, "probe", name+".sock") }
 
 // waitSocket waits until a process listens on a unix socket.
 func waitSocket(process *Process, socket string) error {

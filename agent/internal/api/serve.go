@@ -4,6 +4,7 @@ package api
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -41,7 +42,7 @@ func Serve(s *Server, socket, address string, config *tls.Config, failed func(er
 		serving.wait.Add(1)
 		go func() {
 			defer serving.wait.Done()
-			if err := server.Serve(listener); err != nil {
+			if err := server.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 				failed(fmt.Errorf("serve on %s: %w", listener.Addr(), err))
 			}
 		}()

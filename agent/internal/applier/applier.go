@@ -7,11 +7,11 @@ package applier
 
 import (
 	"context"
+	"runtime/debug"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/millrace-project/millrace/agent/internal/dataplane"
 	"github.com/millrace-project/millrace/agent/internal/held"
@@ -50,6 +50,8 @@ const (
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
 	syncEvery  = time.Second
+	// largeBatch is when a batch leaves enough garbage to give it back at once.
+	largeBatch = 2048
 )
 
 // Status is how far the applier is.
@@ -87,6 +89,7 @@ type Applier struct {
 
 	// Of the applying goroutine alone.
 	revision uint64
+	synced   bool                 // on this stream
 	failing  map[held.Name]uint64 // since which revision
 	last     dataplane.Result
 	retryAt  time.Time
@@ -123,7 +126,7 @@ func (a *Applier) Attach(ctx context.Context, s Stream) error {
 		return err
 	}
 	return a.call(ctx, func(context.Context) {
-		a.revision = 0
+		a.revision, a.synced = 0, false
 		clear(a.failing)
 		a.mu.Lock()
 		a.stream = s
@@ -316,7 +319,8 @@ func (a *Applier) apply(ctx context.Context) {
 	a.metrics.ApplyDuration.Observe(time.Since(started).Seconds())
 	a.revision = final.Revision
 	a.settle(commits)
-	if change.InSync {
+	if change.InSync && !a.synced {
+		a.synced = true
 		a.log.Info("in sync", zap.Uint64("revision", final.Revision), zap.Int("changed", len(change.Names)),
 			zap.Duration("applied_in", time.Since(started)))
 	}
@@ -327,6 +331,11 @@ func (a *Applier) apply(ctx context.Context) {
 		a.log.Error("what is held differs from what the calculator sent; asking anew", zap.Uint64("revision", final.Revision))
 		a.metrics.RefusedBatches.WithLabelValues("digest").Inc()
 		a.withStream(Stream.Mismatch)
+	}
+	if len(change.Names) >= largeBatch {
+		// What was needed to apply this many is garbage, and more than what stays.
+		batch = nil
+		debug.FreeOSMemory()
 	}
 	if _, err := a.journal.MaybeCompact(a.store); err != nil {
 		a.logFailed(err)
@@ -348,95 +357,4 @@ func (a *Applier) putBack(batch *held.Batch, commits []Commit) {
 		batch.Merge(a.pending)
 	}
 	a.pending, a.commits, a.taken = batch, append(commits, a.commits...), false
-}
-
-// settle notes that the batches of commits are programmed.
-func (a *Applier) settle(commits []Commit) {
-	now := time.Now()
-	var latency time.Duration
-	for _, c := range commits {
-		if !c.Trigger.IsZero() {
-			latency = max(0, now.Sub(c.Trigger))
-			a.metrics.Programming.Observe(latency.Seconds())
-		}
-	}
-	a.metrics.ProgrammedRevision.Set(float64(a.revision))
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.taken = false
-	a.status.Programmed = a.revision
-	if latency > 0 {
-		a.status.LastLatency = latency
-	}
-	a.idle.Broadcast()
-}
-
-// note takes in the last result.
-func (a *Applier) note() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	all := append(append([]*dataplanev1.ResourceError{}, a.extra...), a.last.Errors...)
-	now := map[held.Name]struct{}{}
-	counts := map[string]float64{}
-	for _, e := range all {
-		name := held.NameOf(e.GetName())
-		now[name] = struct{}{}
-		counts[e.GetReason()]++
-		if _, known := a.failing[name]; !known {
-			a.failing[name] = a.revision
-			a.log.Warn("resource not programmed", zap.Stringer("resource", name), zap.String("reason", e.GetReason()),
-				zap.String("field", e.GetField()), zap.String("message", e.GetMessage()))
-		}
-	}
-	for name := range a.failing {
-		if _, still := now[name]; !still {
-			delete(a.failing, name)
-		}
-	}
-	a.metrics.ResourceErrors.Reset()
-	for reason, n := range counts {
-		a.metrics.ResourceErrors.WithLabelValues(reason).Set(n)
-	}
-	a.status.Errors = all[:min(len(all), maxErrors)]
-	a.status.ErrorCount = len(all)
-	a.status.Problems = a.last.Report.GetProblems()
-	if a.logFault != "" {
-		a.status.Problems = append([]string{a.logFault}, a.status.Problems...)
-	}
-}
-
-// tell acknowledges and reports.
-func (a *Applier) tell() {
-	a.mu.Lock()
-	status := a.status
-	a.mu.Unlock()
-	report := &dataplanev1.Report{
-		AttachedEndpoints: a.last.Report.GetAttachedEndpoints(), Problems: status.Problems,
-	}
-	ack := &dataplanev1.Ack{
-		ProgrammedRevision: a.revision,
-		Errors:             status.Errors,
-		ErrorCount:         uint32(status.ErrorCount),
-		ProgrammedTime:     timestamppb.Now(),
-	}
-	for _, since := range a.failing {
-		if ack.LowestFailedRevision == 0 || since < ack.LowestFailedRevision {
-			ack.LowestFailedRevision = max(since, 1)
-		}
-	}
-	a.withStream(func(s Stream) {
-		s.Report(report)
-		if a.revision != 0 {
-			s.Acknowledge(ack)
-		}
-	})
-}
-
-func (a *Applier) withStream(f func(Stream)) {
-	a.mu.Lock()
-	s := a.stream
-	a.mu.Unlock()
-	if s != nil {
-		f(s)
-	}
 }

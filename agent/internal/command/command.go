@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/millrace-project/millrace/agent/internal/buildinfo"
+	"github.com/millrace-project/millrace/agent/internal/netfilter"
 	mbpf "github.com/millrace-project/millrace/bpf"
 )
 
@@ -98,6 +99,10 @@ func newCleanup() *cobra.Command {
 				return usageError{err}
 			}
 			if err := mbpf.RemovePins(o.bpfFS); err != nil {
+				return fmt.Errorf("clean up: %w", err)
+			}
+			tracking := netfilter.Tracking{SysctlDir: o.sysctlDir, StateDir: o.stateDir}
+			if err := tracking.Restore(); err != nil {
 				return fmt.Errorf("clean up: %w", err)
 			}
 			return nil

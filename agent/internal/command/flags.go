@@ -29,6 +29,7 @@ type options struct {
 	bpfFS         string
 	cgroupRoot    string
 	stateDir      string
+	sysctlDir     string
 	listenUnix    string
 	listen        string
 	metricsListen string
@@ -44,6 +45,8 @@ type options struct {
 // register adds the flags that every subcommand has which touches the kernel.
 func (o *options) registerPaths(flags *pflag.FlagSet) {
 	flags.StringVar(&o.bpfFS, "bpf-dir", "/sys/fs/bpf/millrace", "directory on a BPF filesystem under which everything of this node is pinned")
+	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/millrace", "directory for the log of what calculators sent")
+	flags.StringVar(&o.sysctlDir, "sysctl-dir", "/proc/sys", "directory of the kernel's settings, writable")
 	flags.StringVar(&o.logLevel, "log-level", "info", "least level to log: debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "json", "json or console")
 }
@@ -54,7 +57,6 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.node, "node-name", host, "name of this node in the cluster")
 	flags.StringSliceVar(&o.calculators, "calculator", []string{"127.0.0.1:7700"}, "address of a calculator, HOST:PORT or unix:/path; repeat, or separate by commas, for more")
 	flags.StringVar(&o.cgroupRoot, "cgroup-root", "/sys/fs/cgroup", "directory of the cgroup v2 hierarchy below which this node's processes are")
-	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/millrace", "directory for the log of what calculators sent")
 	flags.StringVar(&o.listenUnix, "socket", "/run/millrace/agent.sock", "path of the unix socket to serve on, in plaintext; empty for none")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:7701", "HOST:PORT to serve gRPC on; empty for none")
 	flags.StringVar(&o.metricsListen, "metrics-listen", "127.0.0.1:9701", "HOST:PORT to serve /metrics, /healthz and /readyz on; empty for none")

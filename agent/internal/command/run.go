@@ -26,6 +26,7 @@ import (
 	"github.com/millrace-project/millrace/agent/internal/held"
 	"github.com/millrace-project/millrace/agent/internal/interfaces"
 	"github.com/millrace-project/millrace/agent/internal/metrics"
+	"github.com/millrace-project/millrace/agent/internal/netfilter"
 	"github.com/millrace-project/millrace/agent/internal/statelog"
 	"github.com/millrace-project/millrace/agent/internal/syncclient"
 	mbpf "github.com/millrace-project/millrace/bpf"
@@ -155,7 +156,8 @@ func (a *agent) makePlane(kernel *mbpf.Dataplane) error {
 		return err
 	}
 	a.system = bpf.NewSystem(kernel, a.bpfFS, a.cgroupRoot)
-	options := bpf.Options{Node: a.node, SNATPorts: a.snat, FastPath: a.fastPath, HostNetnsCookie: cookie}
+	options := bpf.Options{Node: a.node, SNATPorts: a.snat, FastPath: a.fastPath, HostNetnsCookie: cookie,
+		AllowFastPath: netfilter.Tracking{SysctlDir: a.sysctlDir, StateDir: a.stateDir}.Allow}
 	a.plane, err = bpf.New(options, a.store, a.system, tables.NewKernel(kernel), classifier, a.system.Conntrack(), a.log)
 	if err != nil {
 		return fmt.Errorf("adopt maps: %w", err)

@@ -28,9 +28,7 @@ const (
 
 // Watch reports changes of devices, addresses, routes and neighbours in the
 // caller's network namespace until ctx ends. failed is told of lost
-// subscriptions; each is made anew, and counts as a change. Resolving a
-// neighbour changes routes' worth of events on busy nodes, so only those of
-// bridges count.
+// subscriptions; each is made anew, and counts as a change.
 func Watch(ctx context.Context, failed func(error)) (Events, error) {
 	changed := make(chan struct{}, 1)
 	gone := make(chan uint32, 64)
@@ -134,6 +132,14 @@ func watchOnce(ctx context.Context, ready chan<- error, wake func(), gone chan<-
 	if err != nil {
 		return err
 	}
+	bridges := map[int]bool{}
+	list, err := retryDump(netlink.LinkList)
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	for _, l := range list {
+		bridges[l.Attrs().Index] = l.Type() == "bridge"
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -144,6 +150,7 @@ func watchOnce(ctx context.Context, ready chan<- error, wake func(), gone chan<-
 			if !ok {
 				return fmt.Errorf("netlink subscription to devices ended")
 			}
+			bridges[int(u.Index)] = u.Header.Type == unix.RTM_NEWLINK && u.Link.Type() == "bridge"
 			if u.Header.Type == unix.RTM_DELLINK && u.IfInfomsg.Family != unix.AF_BRIDGE {
 				select {
 				case gone <- uint32(u.Index):
@@ -166,7 +173,10 @@ func watchOnce(ctx context.Context, ready chan<- error, wake func(), gone chan<-
 			if !ok {
 				return fmt.Errorf("netlink subscription to neighbours ended")
 			}
-			if u.State&(netlink.NUD_REACHABLE|netlink.NUD_PERMANENT) != 0 && u.Type == unix.RTM_NEWNEIGH {
+			// Where a bridge has an address is what its neighbours and its
+			// forwarding entries tell; those of other devices come and go with
+			// traffic and decide nothing.
+			if u.Family == unix.AF_BRIDGE || bridges[u.LinkIndex] && u.State&netlink.NUD_REACHABLE != 0 {
 				wake()
 			}
 		}

@@ -10,7 +10,12 @@
 #include "types.h"
 
 #define MAX_FRONTENDS (256 * 1024)
-#define MAX_BACKENDS (512 * 1024)
+/*
+ * Ranges of backends have powers of two as capacities, and a change writes a
+ * new one beside the old: 30,000 services with 10 backends take 480,000
+ * elements, and as many again when all change at once.
+ */
+#define MAX_BACKENDS (1024 * 1024)
 #define MAX_EMBRYONIC (64 * 1024)
 #define MAX_ESTABLISHED (512 * 1024)
 #define MAX_ROUTES (64 * 1024)

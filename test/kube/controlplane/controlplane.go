@@ -246,12 +246,13 @@ func (c *ControlPlane) StartAPIServer(ctx context.Context) error {
 }
 
 // StopAPIServer ends the API server and waits until it is gone; etcd and what
-// it holds stay.
+// it holds stay. Open watches would keep the API server for a minute, so that
+// it is killed after a moment.
 func (c *ControlPlane) StopAPIServer() error {
 	c.mu.Lock()
 	p := c.apiserver
 	c.mu.Unlock()
-	return p.stop(20 * time.Second)
+	return p.stop(2 * time.Second)
 }
 
 // Stop ends the API server, then etcd: in the other order the API server

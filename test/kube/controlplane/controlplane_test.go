@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -195,5 +196,56 @@ func TestBinaryAbsent(t *testing.T) {
 	_, err := Start(t.Context(), Options{})
 	if err == nil || !strings.Contains(err.Error(), "make kube-binaries") {
 		t.Errorf("without binaries Start says %v; want how to build them", err)
+	}
+}
+
+// TestPreload writes a service behind the API server's back and finds it there,
+// with its address taken.
+func TestPreload(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	c, err := Start(ctx, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	admin, err := c.Clientset()
+	if err != nil {
+		t.Fatal(err)
+	}
+	service := func(name string) *corev1.Service {
+		return &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+			Spec: corev1.ServiceSpec{
+				Type: corev1.ServiceTypeClusterIP, ClusterIP: "10.96.7.7", ClusterIPs: []string{"10.96.7.7"},
+				IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, Ports: []corev1.ServicePort{{Port: 80, Protocol: corev1.ProtocolTCP}},
+			},
+		}
+	}
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "first-1", Labels: map[string]string{discoveryv1.LabelServiceName: "first"}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{"10.244.1.9"}}},
+	}
+	if err := c.Preload(ctx, service("first"), slice); err != nil {
+		t.Fatal(err)
+	}
+	found, err := admin.CoreV1().Services("default").Get(ctx, "first", metav1.GetOptions{})
+	if err != nil || found.Spec.ClusterIP != "10.96.7.7" || found.Spec.SessionAffinity != corev1.ServiceAffinityNone {
+		t.Errorf("the service is %+v, %v", found, err)
+	}
+	endpoints, err := admin.DiscoveryV1().EndpointSlices("default").List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=first"})
+	if err != nil || len(endpoints.Items) != 1 || endpoints.Items[0].Endpoints[0].Addresses[0] != "10.244.1.9" {
+		t.Errorf("the endpoint slices are %+v, %v", endpoints, err)
+	}
+	if _, err := admin.CoreV1().Services("default").Create(ctx, service("second"), metav1.CreateOptions{}); !apierrors.IsInvalid(err) {
+		t.Errorf("the address was given out twice: %v", err)
+	}
+	if err := c.Preload(ctx, &corev1.Pod{}); err == nil {
+		t.Error("a kind that is not supported was written")
 	}
 }

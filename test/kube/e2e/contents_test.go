@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 
@@ -18,11 +21,16 @@ import (
 
 // flowMaps hold what traffic left behind, counters, and numbers that rest
 // before they are given out again.
-var flowMaps = []string{"embryonic_", "established_", "counters", "sockets_", "connected_", "ids"}
+var flowMaps = []string{"embryonic_", "established_", "counters", "sockets_", "connected_", "spilled_", "fragments_", "ids"}
 
-// contents are the sorted entries of an agent's maps, but for flowMaps.
+// contents are the sorted entries of an agent's maps, but for flowMaps and for
+// elements of the backends arrays that no frontend leads to: an array has no
+// entries to delete.
 func contents(ctx context.Context, t *testing.T, agent *testbed.Agent) []string {
 	t.Helper()
+	// What waits for contents wants them also at the end of its time.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
 	list, err := agent.ListMaps(ctx, &agentv1.ListMapsRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -50,8 +58,33 @@ func contents(ctx context.Context, t *testing.T, agent *testbed.Agent) []string 
 	if len(all) == 0 {
 		t.Fatalf("the maps of %s are empty", agent.Node.Name)
 	}
+	all = slices.DeleteFunc(all, unused(all))
 	slices.Sort(all)
 	return all
+}
+
+var (
+	backendElement = regexp.MustCompile(`^backends_(v[46]) (\d+) = `)
+	backendRange   = regexp.MustCompile(`^frontends_(v[46]) .* backends \[(\d+),(\d+)\)`)
+)
+
+// unused tells the elements of the backends arrays that no frontend among the
+// entries leads to.
+func unused(entries []string) func(string) bool {
+	used := map[string]bool{}
+	for _, entry := range entries {
+		if match := backendRange.FindStringSubmatch(entry); match != nil {
+			first, _ := strconv.Atoi(match[2])
+			end, _ := strconv.Atoi(match[3])
+			for i := first; i < end; i++ {
+				used[fmt.Sprint(match[1], " ", i)] = true
+			}
+		}
+	}
+	return func(entry string) bool {
+		match := backendElement.FindStringSubmatch(entry)
+		return match != nil && !used[match[1]+" "+match[2]]
+	}
 }
 
 // waitContents waits until an agent's maps are as wanted.

@@ -3,11 +3,17 @@
 package e2e
 
 import (
+	"bytes"
 	"io/fs"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/millrace-project/millrace/test/kube/controlplane"
 )
@@ -68,5 +74,43 @@ func TestManifests(t *testing.T) {
 				t.Error("a misspelt field was accepted")
 			}
 		})
+	}
+}
+
+// TestManifestArguments gives every container's arguments to the program it
+// runs: a flag that the program does not have would end it at its start.
+func TestManifestArguments(t *testing.T) {
+	if err := buildBinaries(); err != nil {
+		t.Fatal(err)
+	}
+	programs := map[string]string{"calculator": binaries.Calculator, "agent": binaries.Agent}
+	for name, program := range programs {
+		data, err := os.ReadFile(filepath.Join(deployDir, "base", name+".yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Deployment and DaemonSet have their pods in the same place.
+		var workload appsv1.Deployment
+		first, _, _ := bytes.Cut(data, []byte("\n---\n"))
+		if err := yaml.Unmarshal(first, &workload); err != nil {
+			t.Fatal(err)
+		}
+		for _, container := range workload.Spec.Template.Spec.Containers {
+			if container.Name != name {
+				t.Errorf("%s has an unexpected container %s", name, container.Name)
+				continue
+			}
+			if len(container.Args) == 0 {
+				t.Errorf("%s has no arguments", name)
+			}
+			out, err := exec.CommandContext(t.Context(), program, append(container.Args, "--help")...).CombinedOutput()
+			if err != nil {
+				t.Errorf("%s %v: %v: %s", name, container.Args, err, out)
+			}
+			out, err = exec.CommandContext(t.Context(), program, "--no-such-flag", "--help").CombinedOutput()
+			if err == nil {
+				t.Errorf("%s accepts any flag before --help: %s", name, out)
+			}
+		}
 	}
 }

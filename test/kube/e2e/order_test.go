@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -54,16 +55,22 @@ func (s *subject) slice(family int, endpoints []testbed.Endpoint) runtime.Object
 // and compares the nodes' maps with what they were before.
 func TestEveryOrder(t *testing.T) {
 	f := start(t, testbed.Options{Nodes: 2, PodsPerNode: 2})
-	ctx := limit(t, 150*time.Second)
+	ctx := limit(t, 60*time.Second)
 	kept := newService("kept", 20, true, f.Pods()[0].Endpoint())
 	f.apply(ctx, t, kept.Objects()...)
 	f.waitServices(ctx, t, kept)
 	baseline := map[*testbed.Agent][]string{}
 	for _, agent := range f.agents {
 		baseline[agent] = contents(ctx, t, agent)
+		for _, name := range []string{"frontends_v4", "frontends_v6", "backends_v4", "backends_v6", "routes_v4", "routes_v6"} {
+			if !slices.ContainsFunc(baseline[agent], func(entry string) bool { return strings.HasPrefix(entry, name) }) {
+				t.Fatalf("%s: nothing of %s is compared", agent.Node.Name, name)
+			}
+		}
 	}
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			ctx := limit(t, 60*time.Second)
 			c := &churn{fixture: f, random: rand.New(rand.NewPCG(seed, 7))}
 			for n := range 6 {
 				c.subjects = append(c.subjects, &subject{

@@ -102,7 +102,7 @@ func (p *Plane) desiredConfig(current layout.Config) layout.Config {
 		UDPTimeout:            udpTimeout,
 		UDPStreamTimeout:      udpStreamTimeout,
 	}
-	if p.options.FastPath {
+	if p.fastPathAllowed() {
 		config.Flags |= layout.ConfigFastPath
 	}
 	if addr, ok := self.speaksFrom(tables.V4); ok {
@@ -116,6 +116,18 @@ func (p *Plane) desiredConfig(current layout.Config) layout.Config {
 		config.NodeAddrV4, config.NodeAddrV6 = current.NodeAddrV4, current.NodeAddrV6
 	}
 	return config
+}
+
+// fastPathAllowed tells whether flows may pass the host's stack by.
+func (p *Plane) fastPathAllowed() bool {
+	if !p.options.FastPath || p.options.AllowFastPath == nil {
+		return p.options.FastPath
+	}
+	if err := p.options.AllowFastPath(); err != nil {
+		p.problem("flows within the cluster go through the host's stack: %v", err)
+		return false
+	}
+	return true
 }
 
 // applyConfig writes the settings that programs read.

@@ -45,6 +45,9 @@ type Options struct {
 	SNATPorts PortRange
 	// FastPath lets flows of the cluster pass the host's stack by.
 	FastPath bool
+	// AllowFastPath prepares the host for the fast path; while it fails, the fast
+	// path is off. Nil: nothing is to be prepared.
+	AllowFastPath func() error
 	// HostNetnsCookie identifies the network namespace of the host.
 	HostNetnsCookie uint64
 }
@@ -125,12 +128,6 @@ func New(options Options, store *held.Store, kernel Kernel, t Tables, classifier
 	return p, nil
 }
 
-type fieldProblem struct{ field, message string }
-
-func problemf(field string, index int, format string, args ...any) fieldProblem {
-	return fieldProblem{fmt.Sprintf("%s[%d]", field, index), fmt.Sprintf(format, args...)}
-}
-
 // delta collects what a change touches.
 type delta struct {
 	services map[string]struct{}
@@ -149,12 +146,13 @@ func (p *Plane) Apply(_ context.Context, change dataplane.Change) dataplane.Resu
 	for _, name := range change.Names {
 		p.note(name, d)
 	}
-	p.inSync = p.inSync || change.InSync
-	if d.topology || change.InSync {
+	first := change.InSync && !p.inSync
+	p.inSync = p.inSync || first
+	if d.topology || first {
 		p.applyTopology(d)
 	}
 	p.applyServices(d)
-	if change.InSync {
+	if first {
 		p.prune()
 	}
 	return p.result()
@@ -221,121 +219,6 @@ func serviceOf(sliceKey string) string {
 	return sliceKey
 }
 
-// note takes in a changed resource.
-func (p *Plane) note(name held.Name, d *delta) {
-	resource, err := p.store.Get(name)
-	if err != nil {
-		p.errors.Set(name, dataplane.NewError(name, dataplane.ReasonUndecodable, "",
-			err.Error()+"; what was programmed before stays"))
-		return
-	}
-	if resource != nil && !known(name, resource) {
-		p.log.Warn("resource of an unknown type", zap.Stringer("resource", name))
-		p.errors.Set(name, dataplane.NewError(name, dataplane.ReasonUnknownType, "",
-			"this agent does not know the resource's type or content; it is kept but not programmed"))
-		return
-	}
-	switch name.Type {
-	case dataplanev1.ResourceType_RESOURCE_TYPE_NODE_CONFIG:
-		p.noteConfig(name, resource, d)
-	case dataplanev1.ResourceType_RESOURCE_TYPE_NODE:
-		p.noteNode(name, resource, d)
-	case dataplanev1.ResourceType_RESOURCE_TYPE_ENDPOINT:
-		p.noteEndpoint(name, resource, d)
-	case dataplanev1.ResourceType_RESOURCE_TYPE_BACKEND_SLICE:
-		p.errors.Set(name)
-		d.services[serviceOf(name.Key)] = struct{}{}
-	case dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE:
-		p.errors.Set(name)
-		d.services[name.Key] = struct{}{}
-	default:
-		p.errors.Set(name) // an unknown one was removed
-	}
-}
-
-// known tells whether the content is of the type that the name says, and of one
-// that this agent understands.
-func known(name held.Name, r *dataplanev1.Resource) bool {
-	var content dataplanev1.ResourceType
-	switch r.GetContent().(type) {
-	case *dataplanev1.Resource_NodeConfig:
-		content = dataplanev1.ResourceType_RESOURCE_TYPE_NODE_CONFIG
-	case *dataplanev1.Resource_Node:
-		content = dataplanev1.ResourceType_RESOURCE_TYPE_NODE
-	case *dataplanev1.Resource_Endpoint:
-		content = dataplanev1.ResourceType_RESOURCE_TYPE_ENDPOINT
-	case *dataplanev1.Resource_BackendSlice:
-		content = dataplanev1.ResourceType_RESOURCE_TYPE_BACKEND_SLICE
-	case *dataplanev1.Resource_Service:
-		content = dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE
-	}
-	return content == name.Type && content != dataplanev1.ResourceType_RESOURCE_TYPE_UNSPECIFIED
-}
-
-func (p *Plane) noteConfig(name held.Name, r *dataplanev1.Resource, d *delta) {
-	if name.Key != p.options.Node {
-		return // another node's; not ours to follow
-	}
-	d.topology = true
-	p.config = r.GetNodeConfig()
-	var list []*dataplanev1.ResourceError
-	switch p.config.GetMode() {
-	case dataplanev1.DataplaneMode_DATAPLANE_MODE_UNSPECIFIED, dataplanev1.DataplaneMode_DATAPLANE_MODE_BPF:
-	default:
-		list = append(list, dataplane.NewError(name, dataplane.ReasonUnsupported, "mode",
-			fmt.Sprintf("this agent has no dataplane for mode %d; it stays in mode BPF", p.config.GetMode())))
-	}
-	if np := p.config.GetNodePorts(); np != nil {
-		r := PortRange{uint16(min(np.GetFirst(), 65535)), uint16(min(np.GetLast(), 65535))}
-		switch {
-		case np.GetFirst() < 1 || np.GetLast() > 65535 || np.GetFirst() > np.GetLast():
-			list = append(list, dataplane.NewError(name, dataplane.ReasonInvalid, "node_ports",
-				fmt.Sprintf("%d-%d is no range of ports", np.GetFirst(), np.GetLast())))
-		case p.options.SNATPorts.Overlaps(r):
-			list = append(list, dataplane.NewError(name, dataplane.ReasonPortsOverlap, "node_ports",
-				fmt.Sprintf("node ports %s overlap the source ports %s of translated connections, which may be "+
-					"mistaken for each other; change --snat-ports of the agent", r, p.options.SNATPorts)))
-		}
-	}
-	p.errors.Set(name, list...)
-}
-
-func (p *Plane) noteNode(name held.Name, r *dataplanev1.Resource, d *delta) {
-	d.topology = true
-	if r == nil {
-		delete(p.cluster.nodes, name.Key)
-		p.errors.Set(name)
-		return
-	}
-	n, bad := nodeOf(r.GetNode())
-	p.cluster.nodes[name.Key] = n
-	p.errors.Set(name, invalid(name, bad)...)
-}
-
-func (p *Plane) noteEndpoint(name held.Name, r *dataplanev1.Resource, d *delta) {
-	d.topology = true
-	if r == nil {
-		delete(p.cluster.endpoints, name.Key)
-		p.errors.Set(name)
-		return
-	}
-	var addresses []netip.Addr
-	for _, raw := range r.GetEndpoint().GetAddresses() {
-		if addr, ok := netip.AddrFromSlice(raw); ok {
-			addresses = append(addresses, addr.Unmap())
-		}
-	}
-	p.cluster.endpoints[name.Key] = addresses
-}
-
-func invalid(name held.Name, bad []fieldProblem) []*dataplanev1.ResourceError {
-	var list []*dataplanev1.ResourceError
-	for _, b := range bad {
-		list = append(list, dataplane.NewError(name, dataplane.ReasonInvalid, b.field, b.message))
-	}
-	return list
-}
-
 // applyServices programs the services that the delta names.
 func (p *Plane) applyServices(d *delta) {
 	names := slices.Collect(maps.Keys(d.services))
@@ -347,6 +230,7 @@ func (p *Plane) applyServices(d *delta) {
 		slices.Sort(names)
 		names = slices.Compact(names)
 	}
+	names = slices.DeleteFunc(names, p.incomprehensible)
 	if len(names) == 0 {
 		return
 	}
@@ -364,6 +248,15 @@ func (p *Plane) applyServices(d *delta) {
 		default:
 		}
 	}
+}
+
+// incomprehensible tells that a service is held in a form that this agent cannot
+// read: what was programmed of it before stays.
+func (p *Plane) incomprehensible(service string) bool {
+	name := held.Name{Type: dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE, Key: service}
+	return slices.ContainsFunc(p.errors.Of(name), func(e *dataplanev1.ResourceError) bool {
+		return e.GetReason() == dataplane.ReasonUnknownType || e.GetReason() == dataplane.ReasonUndecodable
+	})
 }
 
 // desire reads a service and computes what it is to look like.

@@ -111,7 +111,7 @@ func (f *fakeAgent) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agen
 				{Name: "bpf_set_retval", Consequence: "connections without backends are refused by packets"},
 			},
 		},
-		Held: map[string]uint64{"RESOURCE_TYPE_SERVICE": 3, "RESOURCE_TYPE_NODE": 2},
+		Held: map[string]uint64{"SERVICE": 3, "NODE_CONFIG": 1},
 		Errors: []*dataplanev1.ResourceError{{
 			Name:   &dataplanev1.ResourceName{Type: dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE, Key: "shop/cart"},
 			Reason: "MAP_FULL", Field: "ports[1]", Message: "frontends_v4 is full: port 81 is not reachable",

@@ -62,12 +62,12 @@ func yesNo(b bool) string {
 }
 
 // counts prints a map of counters in name order; resource types by the words
-// that people use for them.
+// that --type takes, whether a server names them with or without the prefix.
 func counts(m map[string]uint64) string {
 	parts := make([]string, 0, len(m))
 	for _, name := range slices.Sorted(maps.Keys(m)) {
 		word := name
-		if value, ok := dataplanev1.ResourceType_value[name]; ok {
+		if value, ok := dataplanev1.ResourceType_value["RESOURCE_TYPE_"+strings.TrimPrefix(name, "RESOURCE_TYPE_")]; ok {
 			word = resourceType(dataplanev1.ResourceType(value))
 		}
 		parts = append(parts, word+"="+number(m[name]))

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command
+
+import (
+	"bytes"
+	"context"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf"
+)
+
+// TestUsage makes mistakes: each is answered with one line that names the flag
+// and says what is allowed, and status 2.
+func TestUsage(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"--nope"}, []string{"unknown flag: --nope", "--help"}},
+		{[]string{"surplus"}, []string{`unknown argument "surplus"`, "version, cleanup and preflight"}},
+		{[]string{"--fast-path=maybe"}, []string{"--fast-path", "maybe"}},
+		{[]string{"--max-ids=-1"}, []string{"--max-ids"}},
+		{[]string{"--log-level=loud"}, []string{"--log-level", "debug, info, warn or error"}},
+		{[]string{"--log-format=xml"}, []string{"--log-format", "json or console"}},
+		{[]string{"--node-name=a/b"}, []string{"--node-name"}},
+		{[]string{"--calculator=nohost"}, []string{"--calculator", "unix:/path or HOST:PORT"}},
+		{[]string{"--calculator=unix:relative"}, []string{"--calculator", "unix:/path or HOST:PORT"}},
+		{[]string{"--calculator=192.0.2.1:7700"}, []string{"--calculator", "--tls-ca", "--insecure"}},
+		{[]string{"--listen=0.0.0.0:1"}, []string{"--listen", "--tls-cert", "--insecure"}},
+		{[]string{"--metrics-listen=:1"}, []string{"--metrics-listen", "--tls-cert", "--insecure"}},
+		{[]string{"--listen=nonsense"}, []string{"--listen", "HOST:PORT"}},
+		{[]string{"--socket=relative"}, []string{"--socket", "absolute"}},
+		{[]string{"--bpf-dir=relative"}, []string{"--bpf-dir", "absolute"}},
+		{[]string{"--tls-cert=/x"}, []string{"--tls-cert", "--tls-key", "together"}},
+		{[]string{"--tls-client-ca=/x"}, []string{"--tls-client-ca needs"}},
+		{[]string{"--tls-server-name=x"}, []string{"--tls-server-name needs --tls-ca"}},
+		{[]string{"--tls-ca=/nonexistent", "--calculator=192.0.2.1:7700"}, []string{"--tls-ca", "no such file"}},
+		{[]string{"--snat-ports=5"}, []string{"--snat-ports", "FIRST-LAST"}},
+		{[]string{"--snat-ports=9-5"}, []string{"--snat-ports", "FIRST-LAST"}},
+		{[]string{"--snat-ports=1-65535"}, []string{"--snat-ports", "overlaps", "ip_local_port_range"}},
+		{[]string{"--uplink-exclude=["}, []string{"--uplink-exclude", `"["`}},
+		{[]string{"cleanup", "--log-level=loud"}, []string{"--log-level"}},
+	} {
+		var out, errs bytes.Buffer
+		status := Main(context.Background(), c.args, &out, &errs)
+		text := errs.String()
+		if status != exitUsage || strings.Count(text, "\n") != 1 || out.Len() != 0 {
+			t.Errorf("%q: status %d, stdout %q, stderr %q; want status 2 and one line", c.args, status, out.String(), text)
+		}
+		for _, want := range c.want {
+			if !strings.Contains(text, want) {
+				t.Errorf("%q: %q lacks %q", c.args, text, want)
+			}
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	var out, errs bytes.Buffer
+	if status := Main(context.Background(), []string{"version"}, &out, &errs); status != exitOK || !strings.HasPrefix(out.String(), "millrace-agent ") {
+		t.Fatalf("status %d, %q, %q", status, out.String(), errs.String())
+	}
+}
+
+func TestLocalPorts(t *testing.T) {
+	snat := bpf.PortRange{First: 20000, Last: 29999}
+	for content, ok := range map[string]bool{
+		"32768\t60999\n": true, "30000\t60999\n": true, "29999\t60999\n": false, "1024\t20000\n": false, "x": false,
+	} {
+		if err := checkLocalPorts(snat, content); (err == nil) != ok {
+			t.Errorf("%q: %v", content, err)
+		}
+	}
+}
+
+// TestNoKubernetes keeps Kubernetes clients out of what runs on every node.
+func TestNoKubernetes(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "github.com/millrace-project/millrace/agent").CombinedOutput()
+	if err != nil {
+		t.Fatalf("go list: %v: %s", err, out)
+	}
+	if !strings.Contains(string(out), "google.golang.org/grpc") {
+		t.Fatalf("go list says too little: %s", out)
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.HasPrefix(line, "k8s.io/") || strings.HasPrefix(line, "sigs.k8s.io/") {
+			t.Errorf("the agent depends on %s", line)
+		}
+	}
+}

@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/millrace-project/millrace/agent/internal/dataplane"
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
+	"github.com/millrace-project/millrace/agent/internal/held"
+	"github.com/millrace-project/millrace/agent/internal/interfaces"
+	"github.com/millrace-project/millrace/agent/internal/netnstest"
+	mbpf "github.com/millrace-project/millrace/bpf"
+	"github.com/millrace-project/millrace/bpf/layout"
+	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
+)
+
+func TestMain(m *testing.M) { netnstest.Main(m) }
+
+// cgroup makes a cgroup without processes.
+func cgroup(t *testing.T) string {
+	t.Helper()
+	for _, root := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
+		var fs unix.Statfs_t
+		if unix.Statfs(root, &fs) != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+			continue
+		}
+		path := filepath.Join(root, fmt.Sprintf("millrace-agent-test-%d", os.Getpid()))
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.Remove(path) }) //nolint:errcheck // nothing is in it
+		return path
+	}
+	t.Skip("there is no cgroup v2 hierarchy at /sys/fs/cgroup or below")
+	return ""
+}
+
+// node is a node of the test: a store, pins, and a plane over them.
+type testNode struct {
+	*testing.T
+	store  *held.Store
+	pins   string
+	cgroup string
+	kernel *mbpf.Dataplane
+	system *System
+	plane  *Plane
+}
+
+func newNode(t *testing.T) *testNode {
+	t.Helper()
+	netnstest.NeedsRoot(t, "it loads BPF programs")
+	fs := t.TempDir()
+	if err := unix.Mount("millrace-test", fs, "bpf", 0, ""); err != nil {
+		t.Fatalf("mount BPF filesystem: %v", err)
+	}
+	n := &testNode{T: t, store: held.New(), pins: filepath.Join(fs, "node"), cgroup: cgroup(t)}
+	t.Cleanup(func() {
+		if n.kernel != nil {
+			n.kernel.Close()
+		}
+		if err := mbpf.RemovePins(n.pins); err != nil {
+			t.Errorf("clean up: %v", err)
+		}
+		if err := unix.Unmount(fs, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+		}
+	})
+	n.start()
+	return n
+}
+
+// start makes a plane as a starting agent does.
+func (n *testNode) start() {
+	n.Helper()
+	if n.kernel != nil {
+		n.kernel.Close()
+	}
+	var err error
+	n.kernel, err = mbpf.Open(mbpf.Options{PinPath: n.pins, MaxFrontends: 1024, MaxBackends: 1024, MaxEstablished: 1024, MaxEmbryonic: 1024})
+	if err != nil {
+		n.Fatal(err)
+	}
+	classifier, err := interfaces.NewClassifier(nil)
+	if err != nil {
+		n.Fatal(err)
+	}
+	n.system = NewSystem(n.kernel, n.pins, n.cgroup)
+	n.plane, err = New(Options{Node: "n1", SNATPorts: PortRange{20000, 29999}, FastPath: true, HostNetnsCookie: 9},
+		n.store, n.system, tables.NewKernel(n.kernel), classifier, n.system.Conntrack(), zap.NewNop())
+	if err != nil {
+		n.Fatal(err)
+	}
+	if err := n.system.AttachCgroup(); err != nil {
+		n.Fatal(err)
+	}
+}
+
+// give applies resources as a batch.
+func (n *testNode) give(inSync bool, resources ...*dataplanev1.Resource) dataplane.Result {
+	n.Helper()
+	b := held.NewBatch()
+	for _, r := range resources {
+		name, entry, err := held.FromProto(r)
+		if err != nil {
+			n.Fatal(err)
+		}
+		b.Upsert(name, entry)
+	}
+	n.store.Apply(b)
+	return n.plane.Apply(context.Background(), dataplane.Change{Names: b.Names(), InSync: inSync})
+}
+
+func name(t dataplanev1.ResourceType, key string) *dataplanev1.ResourceName {
+	return &dataplanev1.ResourceName{Type: t, Key: key}
+}
+
+func ip(s string) []byte {
+	if a := net.ParseIP(s).To4(); a != nil {
+		return a
+	}
+	return net.ParseIP(s)
+}
+
+func cluster1() []*dataplanev1.Resource {
+	return []*dataplanev1.Resource{
+		{Name: name(1, "n1"), Version: 1, Content: &dataplanev1.Resource_NodeConfig{NodeConfig: &dataplanev1.NodeConfig{
+			NodeName: "n1", NodePorts: &dataplanev1.PortRange{First: 30000, Last: 32767}}}},
+		{Name: name(2, "n1"), Version: 1, Content: &dataplanev1.Resource_Node{Node: &dataplanev1.Node{Name: "n1",
+			InternalAddresses: [][]byte{ip("192.168.9.2"), ip("2001:db8::2")},
+			PodCidrs:          []*dataplanev1.Prefix{{Address: ip("10.1.0.0"), Length: 24}}}}},
+		{Name: name(2, "n2"), Version: 1, Content: &dataplanev1.Resource_Node{Node: &dataplanev1.Node{Name: "n2",
+			InternalAddresses: [][]byte{ip("192.168.9.3")}, PodCidrs: []*dataplanev1.Prefix{{Address: ip("10.1.1.0"), Length: 24}}}}},
+		{Name: name(3, "default/p1"), Version: 1, Content: &dataplanev1.Resource_Endpoint{Endpoint: &dataplanev1.Endpoint{
+			Namespace: "default", Name: "p1", Addresses: [][]byte{ip("10.1.0.5")}}}},
+		{Name: name(4, "default/web/0"), Version: 1, Content: &dataplanev1.Resource_BackendSlice{BackendSlice: &dataplanev1.BackendSlice{
+			Namespace: "default", Name: "web",
+			PortSets: []*dataplanev1.PortSet{{Ports: []*dataplanev1.TargetPort{{Name: "http", Protocol: 6, Port: 8080}}}},
+			Backends: []*dataplanev1.Backend{
+				{Address: ip("10.1.0.5"), Node: "n1", Ready: true, Serving: true},
+				{Address: ip("192.168.9.3"), Node: "n2", Ready: true, Serving: true},
+				{Address: ip("10.1.1.7"), Node: "n2", Serving: true, Terminating: true},
+			}}}},
+		{Name: name(5, "default/web"), Version: 1, Content: &dataplanev1.Resource_Service{Service: &dataplanev1.Service{
+			Namespace: "default", Name: "web", ClusterIps: [][]byte{ip("10.9.0.1"), ip("fd09::1")}, BackendSlices: 1,
+			LoadBalancerIps: []*dataplanev1.ServiceAddress{{Address: ip("203.0.113.1"), Ports: []uint32{0}}},
+			Ports:           []*dataplanev1.ServicePort{{Name: "http", Protocol: 6, Port: 80, NodePort: 30080}}}}},
+	}
+}
+
+// devices makes a pod's device and an uplink.
+func devices(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"pod1", "up0"} {
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-x"}); err != nil {
+			t.Fatal(err)
+		}
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { netlink.LinkDel(l) }) //nolint:errcheck // goes with the namespace
+		peer, err := netlink.LinkByName(name + "-x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(netlink.LinkSetUp(l), netlink.LinkSetUp(peer)); err != nil {
+			t.Fatal(err)
+		}
+		if name == "up0" {
+			a, _ := netlink.ParseAddr("192.168.9.2/24")
+			err = netlink.AddrAdd(l, a)
+		} else {
+			_, dst, _ := net.ParseCIDR("10.1.0.5/32")
+			err = netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_LINK})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (n *testNode) frontends() []string {
+	n.Helper()
+	var list []string
+	err := n.plane.Services("", "", func(s *agentv1.ListServicesResponse) error {
+		for _, f := range s.GetFrontends() {
+			var backends []string
+			for _, b := range f.GetBackends() {
+				backends = append(backends, fmt.Sprintf("%s:%d@%s/%v", b.GetAddress(), b.GetPort(), b.GetNode(), b.GetLocal()))
+			}
+			list = append(list, fmt.Sprintf("%s %s:%d %s", f.GetKind(), f.GetAddress(), f.GetPort(), strings.Join(backends, ",")))
+		}
+		return nil
+	})
+	if err != nil {
+		n.Fatal(err)
+	}
+	return list
+}
+
+func (n *testNode) diff() []string {
+	n.Helper()
+	var list []string
+	if err := n.plane.Diff(func(d *agentv1.DiffDesiredResponse) error {
+		list = append(list, d.GetObject()+" "+d.GetKey())
+		return nil
+	}); err != nil {
+		n.Fatal(err)
+	}
+	return list
+}
+
+func equal(t *testing.T, what string, got, want []string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Fatalf("%s:\n%s\nwant\n%s", what, strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+const both = "10.1.0.5:8080@n1/true,192.168.9.3:8080@n2/false"
+
+var wantFrontends = []string{
+	"ClusterIP 10.9.0.1:80 " + both,
+	"ClusterIP fd09::1:80 ",
+	"LoadBalancer 203.0.113.1:80 " + both,
+	"NodePort 127.0.0.1:30080 " + both,
+	"NodePort 192.168.9.2:30080 " + both,
+	"NodePort 2001:db8::2:30080 ",
+	"NodePort ::1:30080 ",
+}
+
+// TestPlane takes a node from nothing to a service, through damage and repair,
+// a restart, and back to nothing, on the real kernel.
+func TestPlane(t *testing.T) {
+	n := newNode(t)
+	devices(t)
+	result := n.give(true, cluster1()...)
+	if len(result.Errors) != 0 || len(result.Report.GetProblems()) != 0 {
+		t.Fatalf("errors %v, problems %v", result.Errors, result.Report.GetProblems())
+	}
+	if got := result.Report.GetAttachedEndpoints(); len(got) != 1 || got[0].GetKey() != "default/p1" {
+		t.Fatalf("attached endpoints %v", got)
+	}
+	equal(t, "frontends", n.frontends(), wantFrontends)
+	equal(t, "differences", n.diff(), nil)
+	config, err := n.kernel.ReadConfig()
+	if err != nil || config.NodeAddrV4.String() != "192.168.9.2" || config.NodeAddrV6.String() != "2001:db8::2" ||
+		config.Flags != layout.ConfigEnabled|layout.ConfigFastPath || config.SnatPortFirst != 20000 {
+		t.Fatalf("config %v, %v", config, err)
+	}
+	state := n.plane.State()
+	roles := map[string]string{}
+	for _, d := range state.GetDevices() {
+		roles[d.GetName()] = d.GetRole()
+	}
+	if roles["pod1"] != "pod" || roles["up0"] != "uplink" || roles["up0-x"] != "ignored" {
+		t.Fatalf("roles %v", roles)
+	}
+	n.damageAndRepair()
+	n.restart()
+	n.dump()
+
+	b := held.NewBatch()
+	for _, name := range n.store.Names() {
+		b.Remove(name)
+	}
+	n.store.Apply(b)
+	if result := n.plane.Apply(context.Background(), dataplane.Change{Names: b.Names()}); len(result.Errors) != 0 {
+		t.Fatalf("errors %v", result.Errors)
+	}
+	for _, m := range mapsOf(n) {
+		if m.GetEntries() != 0 && !strings.HasPrefix(m.GetName(), "config") && !strings.HasPrefix(m.GetName(), "backends") && m.GetName() != "ids" {
+			t.Errorf("map %s has %d entries left", m.GetName(), m.GetEntries())
+		}
+	}
+	n.plane.ForgetIDs(n.plane.RestingIDs())
+	if given, resting := n.plane.ids.Len(); given != 0 || resting != 0 {
+		t.Errorf("%d numbers given, %d resting", given, resting)
+	}
+}
+
+func mapsOf(n *testNode) []*agentv1.MapState {
+	n.Helper()
+	list, err := n.plane.Maps()
+	if err != nil {
+		n.Fatal(err)
+	}
+	return list
+}
+
+func (n *testNode) damageAndRepair() {
+	n.Helper()
+	key := func(addr string, port uint16) layout.FrontendKeyV4 {
+		return layout.FrontendKeyV4{Addr: layout.V4(ip(addr)), Port: layout.Port(port), Proto: 6}
+	}
+	var whole layout.Frontend
+	gone, altered := key("10.9.0.1", 80), key("203.0.113.1", 80)
+	if err := n.kernel.V4.Frontends.Lookup(&altered, &whole); err != nil {
+		n.Fatal(err)
+	}
+	stray := whole
+	stray.ServiceID = 4711
+	whole.BackendCount = 1
+	route, _ := layout.NewRouteKey[layout.V4](mustPrefix("10.1.1.0/24"))
+	podDevice, err := netlink.LinkByName("pod1")
+	if err != nil {
+		n.Fatal(err)
+	}
+	strayKey := key("10.66.0.1", 66)
+	if err := errors.Join(
+		n.kernel.V4.Frontends.Delete(&gone),
+		n.kernel.V4.Frontends.Put(&altered, &whole),
+		n.kernel.V4.Frontends.Put(&strayKey, &stray),
+		n.kernel.V4.Routes.Delete(&route),
+		n.kernel.DetachDevice(podDevice.Attrs().Index),
+		n.kernel.DetachCgroup(),
+		n.kernel.WriteConfig(layout.Config{}),
+	); err != nil {
+		n.Fatal(err)
+	}
+	got := n.diff()
+	for _, want := range []string{
+		"frontends_v4 10.9.0.1:80/TCP", "frontends_v4 203.0.113.1:80/TCP", "frontends_v4 10.66.0.1:66/TCP",
+		"routes_v4 10.1.1.0/24", "config 0", "cgroup " + n.cgroup + " sock_connect4",
+		fmt.Sprintf("device pod1 %d", podDevice.Attrs().Index),
+	} {
+		if !slices.Contains(got, want) {
+			n.Errorf("the differences lack %q: %q", want, got)
+		}
+	}
+	repaired, remaining, _, err := n.plane.Repair(context.Background())
+	if err != nil || repaired != len(got) || len(remaining) != 0 {
+		n.Fatalf("repaired %d of %d, remaining %v, %v", repaired, len(got), remaining, err)
+	}
+	equal(n.T, "differences after repair", n.diff(), nil)
+	equal(n.T, "frontends after repair", n.frontends(), wantFrontends)
+}
+
+// restart starts anew over the same pins with what the log would give back. An
+// entry of a service that only the kernel knows stays until the node is in sync.
+func (n *testNode) restart() {
+	n.Helper()
+	stranger := layout.FrontendKeyV4{Addr: layout.V4(ip("10.77.0.1")), Port: layout.Port(77), Proto: 6}
+	if err := n.kernel.V4.Frontends.Put(&stranger, &layout.Frontend{ServiceID: 99}); err != nil {
+		n.Fatal(err)
+	}
+	n.start()
+	result := n.plane.Apply(context.Background(), dataplane.Change{Names: n.store.Names()})
+	if len(result.Errors) != 0 {
+		n.Fatalf("errors %v", result.Errors)
+	}
+	for _, a := range n.system.Attachments() {
+		if !a.GetAdopted() {
+			n.Errorf("%s at %s was attached anew", a.GetProgram(), a.GetTarget())
+		}
+	}
+	equal(n.T, "frontends after restart", n.frontends(), wantFrontends)
+	var v layout.Frontend
+	if err := n.kernel.V4.Frontends.Lookup(&stranger, &v); err != nil {
+		n.Fatalf("removed before the node was in sync: %v", err)
+	}
+	n.plane.Apply(context.Background(), dataplane.Change{InSync: true})
+	if err := n.kernel.V4.Frontends.Lookup(&stranger, &v); err == nil {
+		n.Fatal("still there although the node is in sync")
+	}
+	equal(n.T, "differences after restart", n.diff(), nil)
+}
+
+func (n *testNode) dump() {
+	n.Helper()
+	var list []string
+	if err := n.plane.DumpMap("frontends_v4", func(d *agentv1.DumpMapResponse) error {
+		list = append(list, d.GetKey())
+		return nil
+	}); err != nil || len(list) != 4 || !slices.Contains(list, "tcp 10.9.0.1:80") {
+		n.Fatalf("dump %q, %v", list, err)
+	}
+	if err := n.plane.DumpMap("nope", nil); !errors.Is(err, dataplane.ErrNoMap) {
+		n.Fatalf("dump of a map that is not: %v", err)
+	}
+	for _, m := range mapsOf(n) {
+		if _, err := os.Lstat(m.GetPinPath()); err != nil {
+			n.Errorf("map %s: %v", m.GetName(), err)
+		}
+	}
+}
+
+// TestBadResources gives resources that make no sense: each has an error that
+// names it and its field, and the good one next to them is served.
+func TestBadResources(t *testing.T) {
+	n := newNode(t)
+	bad := cluster1()
+	bad[0].GetNodeConfig().NodePorts = &dataplanev1.PortRange{First: 29000, Last: 31000}
+	broken := proto.Clone(bad[5]).(*dataplanev1.Resource)
+	broken.Name.Key = "default/broken"
+	broken.GetService().Name = "broken"
+	broken.GetService().ClusterIps = [][]byte{{1, 2, 3}}
+	broken.GetService().LoadBalancerIps = nil
+	broken.GetService().Ports = []*dataplanev1.ServicePort{
+		{Name: "a", Protocol: 6, Port: 70000}, {Name: "b", Protocol: 99, Port: 1}, {Name: "c", Protocol: 6, Port: 90},
+	}
+	strange := &dataplanev1.Resource{Name: name(77, "later"), Version: 1}
+	mixed := &dataplanev1.Resource{Name: name(5, "default/mixed"), Version: 1, Content: &dataplanev1.Resource_Node{Node: &dataplanev1.Node{}}}
+	result := n.give(true, append(bad, broken, strange, mixed)...)
+	var got []string
+	for _, e := range result.Errors {
+		got = append(got, fmt.Sprintf("%s %s %s", held.NameOf(e.GetName()), e.GetReason(), e.GetField()))
+	}
+	equal(t, "errors", got, []string{
+		"NODE_CONFIG n1 PORTS_OVERLAP node_ports",
+		"ENDPOINT default/p1 DEVICE_NOT_FOUND addresses",
+		"SERVICE default/broken INVALID ports[0].port",
+		"SERVICE default/broken INVALID ports[1].protocol",
+		"SERVICE default/broken INVALID cluster_ips[0]",
+		"SERVICE default/mixed UNKNOWN_TYPE ",
+		"type 77 later UNKNOWN_TYPE ",
+	})
+	if got := n.frontends(); !slices.Contains(got, wantFrontends[0]) {
+		t.Fatalf("the good service is not served: %q", got)
+	}
+}
+
+func mustPrefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
