@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -33,19 +36,18 @@ func startObjectStore(ctx context.Context, r *run, s *system) (*objectStore, err
 	if err != nil {
 		return nil, err
 	}
-	var nodes, services, slices []runtime.Object
+	var served, unserved []runtime.Object
 	for _, node := range s.cluster.Nodes {
-		nodes = append(nodes, node.Object())
+		served = append(served, node.Object())
 	}
-	all := append(dialled(s.cluster), fillers(s.cluster, r.Family, s.services(r.Config))...)
-	for _, service := range all {
-		objects := service.Objects()
-		services, slices = append(services, objects[0]), append(slices, objects[1:]...)
+	for _, service := range dialled(s.cluster) {
+		served = append(served, service.Objects()...)
 	}
-	for _, objects := range [][]runtime.Object{nodes, slices, services} {
-		if err := plane.Apply(ctx, objects...); err != nil {
-			return nil, errors.Join(fmt.Errorf("writing %d services: %w", len(all), err), plane.Stop())
-		}
+	for _, filler := range fillers(s.cluster, r.Family, s.services(r.Config)) {
+		unserved = append(unserved, filler.Objects()...)
+	}
+	if err := errors.Join(plane.Preload(ctx, unserved...), plane.Apply(ctx, served...)); err != nil {
+		return nil, errors.Join(fmt.Errorf("writing the objects: %w", err), plane.Stop())
 	}
 	return &objectStore{plane: plane}, nil
 }
@@ -70,13 +72,17 @@ func (o *objectStore) startKubeProxy(ctx context.Context, s *system) (func() err
 		return stop, err
 	}
 	mode := map[kind]string{kubeProxyNftables: "nftables", kubeProxyIptables: "iptables"}[s.kind]
+	tools := filepath.Join(s.cluster.Dir, "iptables")
+	if err := linkLegacyTools(tools); err != nil {
+		return stop, err
+	}
 	for _, node := range s.cluster.Nodes[:2] {
 		forward, err := o.plane.Forward(node.NetNS, apiServerAddress)
 		if err != nil {
 			return stop, err
 		}
 		undo = append(undo, forward.Close)
-		process, err := node.Start("kube-proxy-"+node.Name, program,
+		process, err := node.Start("kube-proxy-"+node.Name, "env", "PATH="+tools+":"+os.Getenv("PATH"), program,
 			"--proxy-mode="+mode, "--kubeconfig="+config, "--hostname-override="+node.Name,
 			"--cluster-cidr="+testbed.ClusterCIDRv4.String()+","+testbed.ClusterCIDRv6.String(),
 			// These settings belong to the machine, not to a namespace.
@@ -112,6 +118,27 @@ func (s *system) waitAnswers(ctx context.Context, family int) error {
 		})
 		if err != nil {
 			return fmt.Errorf("%s, %s: %w", s.name, p.name, err)
+		}
+	}
+	return nil
+}
+
+// linkLegacyTools makes a directory in which iptables is the variant on the
+// kernel's own tables. The other one, on nftables, takes many minutes for the
+// rules of 10,000 services.
+func linkLegacyTools(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("making a directory: %w", err)
+	}
+	for _, family := range []string{"iptables", "ip6tables"} {
+		for _, tool := range []string{"", "-save", "-restore"} {
+			program, err := exec.LookPath(family + "-legacy" + tool)
+			if err != nil {
+				return fmt.Errorf("kube-proxy needs it: %w", err)
+			}
+			if err := os.Symlink(program, filepath.Join(dir, family+tool)); err != nil {
+				return fmt.Errorf("linking a tool: %w", err)
+			}
 		}
 	}
 	return nil
