@@ -221,8 +221,15 @@ func makePinDirs(path string) error {
 // RemovePins removes the dataplane under a pin path: attachments first, then
 // programs and maps, then the directory. It needs no open Dataplane.
 func RemovePins(path string) error {
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); errors.Is(err, os.ErrNotExist) {
 		return nil
+	} else if err != nil {
+		return fmt.Errorf("pin path %s: %w", path, err)
+	}
+	if st.Type != unix.BPF_FS_MAGIC {
+		// Whatever is in there is nobody's pin.
+		return fmt.Errorf("pin path %s is not on a BPF filesystem", path)
 	}
 	errs := removeAttachments(path)
 	for _, dir := range []string{"links", "programs", "maps"} {

@@ -236,3 +236,19 @@ func TestProbe(t *testing.T) {
 		}
 	}
 }
+
+// TestRemovePinsElsewhere is given a directory that is on no BPF filesystem, by
+// mistake: nothing of it is touched.
+func TestRemovePinsElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	kept := filepath.Join(dir, "maps", "of-somebody")
+	if err := os.MkdirAll(kept, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemovePins(dir); err == nil {
+		t.Error("no error")
+	}
+	if _, err := os.Stat(kept); err != nil {
+		t.Error(err)
+	}
+}

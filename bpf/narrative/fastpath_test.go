@@ -41,6 +41,13 @@ func fastStories(h *host) []fastStory {
 // start programs the story's service and establishes its flow.
 func (s *fastStory) start(h *host) {
 	h.t.Helper()
+	s.program(h)
+	h.established(s.path.clientDev, s.path.backendDev, &s.path)
+}
+
+// program programs the story's service.
+func (s *fastStory) program(h *host) {
+	h.t.Helper()
 	p := &s.path
 	p.h = h
 	if p.frontend != p.backend {
@@ -50,7 +57,6 @@ func (s *fastStory) start(h *host) {
 		}
 		h.service(p.frontend, layout.FrontendClusterIP, where{p.backend, flags})
 	}
-	h.established(p.clientDev, p.backendDev, p)
 }
 
 // legs are a packet of each direction as it enters.
@@ -123,6 +129,30 @@ func TestFastPathWaitsForBothConfirmations(t *testing.T) {
 		}
 		if v := verdict("podb", answer); v != redirect {
 			t.Errorf("both confirmed, the answer: %s", verdictName(v))
+		}
+	})
+}
+
+// netfilter must see a handshake to its end: it forgets a half-open connection
+// after a minute, and a FIN of a connection that it does not know is invalid.
+func TestLastOfTheHandshakeTakesTheStack(t *testing.T) {
+	each(t, tcp, func(t *testing.T, h *host) {
+		for _, s := range fastStories(h) {
+			t.Run(s.name, func(t *testing.T) {
+				h := newHost(t, h.family, h.proto)
+				s.program(h)
+				h.fastPath()
+				p := &s.path
+				p.request(segment(p.client, p.frontend, syn, 1000, 0))
+				p.reply(segment(p.frontend, p.client, syn|ack, 5000, 1001))
+				last := h.build(segment(p.client, p.frontend, ack, 1001, 5001))
+				if v, _ := h.run(p.clientDev, "ingress", last); v != pass {
+					t.Errorf("the ACK that establishes: %s, want pass", verdictName(v))
+				}
+				if v, _ := h.run(p.clientDev, "ingress", h.build(h.data(p.client, p.frontend, "x"))); v != redirect {
+					t.Errorf("what follows: %s, want redirect", verdictName(v))
+				}
+			})
 		}
 	})
 }

@@ -40,6 +40,7 @@ func (h *host) reassemble(a, b []byte) packet {
 
 func TestFragments(t *testing.T) {
 	each(t, udp, func(t *testing.T, h *host) {
+		h.runFlags = checksumComplete
 		c, vip, b := at(h.podA, 40000), at(h.vip, 80), at(h.podC, 8080)
 		h.service(vip, layout.FrontendClusterIP, remote(b))
 		question := h.data(c, vip, "a datagram that is cut into two pieces")
@@ -71,6 +72,7 @@ func TestFragments(t *testing.T) {
 
 func TestFragmentsThroughSourceTranslation(t *testing.T) {
 	each(t, udp, func(t *testing.T, h *host) {
+		h.runFlags = checksumComplete
 		c, np, b := at(h.outside, 40000), at(h.node, 30080), at(h.podC, 8080)
 		h.service(np, layout.FrontendNodePort, remote(b))
 		one, two := pieces(h.data(c, np, "a datagram that is cut into two pieces"))

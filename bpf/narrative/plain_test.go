@@ -142,13 +142,14 @@ func TestOthersPass(t *testing.T) {
 	})
 }
 
-// A frame for another machine, as a device in promiscuous mode gets it.
+// A frame for another machine, as an uplink in promiscuous mode gets it. (What
+// a pod sends is for this node even so: see TestBridgedPod.)
 func TestFramesForOthersPass(t *testing.T) {
 	each(t, both, func(t *testing.T, h *host) {
 		h.service(at(h.vip, 80), layout.FrontendClusterIP)
 		frame := h.build(h.opening(at(h.podA, 40000), at(h.vip, 80)))
 		copy(frame, []byte{2, 9, 9, 9, 9, 9})
-		verdict, out := h.runRaw("poda", "ingress", frame)
+		verdict, out := h.runRaw("uplink", "ingress", frame)
 		if verdict != pass || !bytes.Equal(out, frame) {
 			t.Errorf("verdict %s", verdictName(verdict))
 		}

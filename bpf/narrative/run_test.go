@@ -5,9 +5,11 @@
 package narrative
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/millrace-project/millrace/bpf/layout"
 )
@@ -62,6 +64,11 @@ func (h *host) runRaw(dev, hook string, in []byte) (uint32, []byte) {
 	return h.runGSO(dev, hook, in, 0)
 }
 
+// checksumComplete (BPF_F_TEST_SKB_CHECKSUM_COMPLETE) runs a program on a packet
+// with the sum of the whole that a device computed, and fails with EBADMSG if
+// the program left it wrong.
+const checksumComplete = 1 << 2
+
 // runGSO does so with a packet that is to be cut into segments of a size.
 func (h *host) runGSO(dev, hook string, in []byte, size uint32) (uint32, []byte) {
 	h.t.Helper()
@@ -69,8 +76,16 @@ func (h *host) runGSO(dev, hook string, in []byte, size uint32) (uint32, []byte)
 	if dev == "uplink" {
 		role = "uplink"
 	}
-	opts := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+256), Context: skbuff{Ifindex: uint32(node.devs[dev].Index), GSOSize: size}}
-	verdict, err := node.d.Program("tc_" + role + "_" + hook).Run(&opts)
+	prog := node.d.Program("tc_" + role + "_" + hook)
+	opts := ebpf.RunOptions{Flags: h.runFlags, Data: in, DataOut: make([]byte, len(in)+256), Context: skbuff{Ifindex: uint32(node.devs[dev].Index), GSOSize: size}}
+	verdict, err := prog.Run(&opts)
+	if errors.Is(err, unix.EINVAL) && opts.Flags != 0 { // a kernel that does not know the flag
+		opts.Flags = 0
+		verdict, err = prog.Run(&opts)
+	}
+	if errors.Is(err, unix.EBADMSG) {
+		h.t.Fatalf("%s %s: the sum of the whole packet that a device left with it is wrong now", dev, hook)
+	}
 	if err != nil {
 		h.t.Fatalf("run program of %s %s: %v", dev, hook, err)
 	}

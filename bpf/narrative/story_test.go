@@ -23,6 +23,8 @@ type host struct {
 	proto  uint8
 	config layout.Config
 	next   uint32 // first free element of the backends array
+
+	runFlags uint32 // of every run of a program
 }
 
 const (

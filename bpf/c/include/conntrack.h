@@ -33,6 +33,18 @@ static __always_inline __u64 ct_timeout(const struct config *cfg, __u8 proto, __
 	return seconds * NSEC_PER_SEC;
 }
 
+/*
+ * Whether an ACK confirms a SYN-ACK, or more after it: data that came along with
+ * it, or an ACK at which the established map had no room. Who cannot see the
+ * SYN-ACK guesses one of 2^32 numbers, and has one chance in 2^16.
+ */
+#define TCP_CONFIRM_WINDOW (1 << 16)
+
+static __always_inline bool tcp_ack_confirms(__u32 ack, __u32 expected)
+{
+	return ack - expected < TCP_CONFIRM_WINDOW;
+}
+
 /* Whether a packet opens a TCP connection. */
 static __always_inline bool tcp_opens(__u8 flags)
 {

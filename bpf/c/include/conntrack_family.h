@@ -324,7 +324,7 @@ __noinline int FAM(ct_follow)(struct FAM(ct_entry) *r, const struct FAM(packet) 
 				state = CT_CLOSED;
 			else if (state <= CT_CLOSING)
 				state = CT_CLOSING;
-		} else if (dir == CT_ORIG && state == CT_REPLIED && (flags & TCP_ACK) && p->ack == r->seq_expected) {
+		} else if (dir == CT_ORIG && state == CT_REPLIED && (flags & TCP_ACK) && tcp_ack_confirms(p->ack, r->seq_expected)) {
 			r->tcp_flags[dir] |= flags;
 			return FAM(ct_promote)(r, now + ct_timeout(cfg, IPPROTO_TCP, CT_ESTABLISHED));
 		}

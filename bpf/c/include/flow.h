@@ -7,6 +7,12 @@
 
 /* How many ports are tried for a tuple that is taken. */
 #define PORT_PROBES 32
+/*
+ * From one to the next: neighbours of a taken port tend to be taken too, so
+ * that trying them fails long before the range is full. Prime, so that no
+ * range in use repeats itself within the probes.
+ */
+#define PORT_STRIDE 7919
 /* Stands for no candidate: the port as it is. */
 #define PORT_AS_IT_IS (-1)
 
@@ -22,7 +28,7 @@ static __always_inline __be16 port_candidate(const struct config *cfg, __u32 sta
 {
 	__u32 n = (__u32)cfg->snat_port_last - cfg->snat_port_first + 1;
 
-	return bpf_htons(cfg->snat_port_first + (start + i) % n);
+	return bpf_htons(cfg->snat_port_first + (start + i * PORT_STRIDE) % n);
 }
 
 static __always_inline bool has_port_range(const struct config *cfg)

@@ -8,6 +8,7 @@ static __always_inline int FAM(ingress_hit)(struct __sk_buff *skb, const struct 
 	struct FAM(ct_entry) *r = hit->record;
 	__u8 dir = hit->dir;
 	struct FAM(ends) to;
+	bool was_established;
 
 	if (dir == CT_ORIG) {
 		/*
@@ -20,6 +21,7 @@ static __always_inline int FAM(ingress_hit)(struct __sk_buff *skb, const struct 
 	} else if (hit->kind != CT_RECORD) {
 		return PASS;
 	}
+	was_established = r->state == CT_ESTABLISHED;
 	r = FAM(ct_track)(r, p, cfg, now, dir);
 	if (!r)
 		return PASS;
@@ -36,7 +38,13 @@ static __always_inline int FAM(ingress_hit)(struct __sk_buff *skb, const struct 
 		FAM(ends_final)(&to, r, dir);
 		return FAM(nat_rewrite)(skb, p, &to, false) ? drop(skb, REASON_REWRITE) : PASS;
 	}
-	if (FAM(fast_path_allowed)(p, r, cfg)) {
+	/*
+	 * What establishes the flow goes through the stack: netfilter would keep
+	 * it as half-open, for a minute, and call its end invalid after that.
+	 * So does a bridged frame: past the stack it would stay "another
+	 * host's", and be lost.
+	 */
+	if (was_established && skb->pkt_type == PACKET_HOST && FAM(fast_path_allowed)(p, r, cfg)) {
 		int verdict = FAM(fast_path)(skb, p, r, dir);
 
 		if (verdict != FAST_PATH_NOT_TAKEN)

@@ -56,6 +56,15 @@ __noinline int FAM(nat_rewrite)(struct __sk_buff *skb, const struct FAM(packet) 
 			ip->hop_limit--;
 #endif
 	}
+#if FAMILY == 6
+	/*
+	 * There is no header checksum to make up for the addresses in a sum of
+	 * the whole packet that a device may have left with it; the helper
+	 * below assumes there is. A later fragment has such a sum, too.
+	 */
+	if (addrs_change || forwarded)
+		bpf_csum_update(skb, csum_fold32(addr_diff + (forwarded ? csum_diff(bpf_htons(1), 0) : 0)));
+#endif
 	if (unlikely(p->fragment == FRAGMENT_LATER))
 		return 0;
 	if (from_ports != to_ports) {
@@ -65,15 +74,6 @@ __noinline int FAM(nat_rewrite)(struct __sk_buff *skb, const struct FAM(packet) 
 			return -1;
 		*ports = to_ports;
 	}
-#if FAMILY == 6
-	/*
-	 * There is no header checksum to make up for the addresses in a sum of
-	 * the whole packet that a device may have left with it; the helper
-	 * below assumes there is.
-	 */
-	if (addrs_change || forwarded)
-		bpf_csum_update(skb, csum_fold32(addr_diff + (forwarded ? csum_diff(bpf_htons(1), 0) : 0)));
-#endif
 	if (addrs_change && bpf_l4_csum_replace(skb, check_off, 0, csum_fold32(addr_diff), BPF_F_PSEUDO_HDR | mangled_0))
 		return -1;
 	if (from_ports != to_ports &&

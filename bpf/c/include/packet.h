@@ -44,7 +44,12 @@ static __always_inline int ingress(struct __sk_buff *skb, __u8 device)
 	const struct config *cfg;
 
 	clear_finished(skb);
-	if (is_foreign(skb) || skb->pkt_type != PACKET_HOST)
+	/*
+	 * A pod behind a bridge sends to the bridge's link address, which is not
+	 * the port's: its packets are "another host's" here and yet for this one.
+	 */
+	if (is_foreign(skb) ||
+	    (skb->pkt_type != PACKET_HOST && !(device == DEVICE_POD && skb->pkt_type == PACKET_OTHERHOST)))
 		return PASS;
 	cfg = config_get();
 	if (!cfg)
