@@ -119,7 +119,7 @@ func parse(args []string) (Config, error) {
 	only := flags.String("only", "", "comma-separated parts to run: "+strings.Join(names, ", ")+" (default all)")
 	peers := flags.String("peers", "", "comma-separated systems to measure traffic of: "+strings.Join(systemNames(), ", ")+" (default all)")
 	flags.IntVar(&config.Rounds, "rounds", 5, "rounds of traffic")
-	flags.DurationVar(&config.Duration, "duration", time.Second, "time of one run of traffic")
+	flags.DurationVar(&config.Duration, "duration", 800*time.Millisecond, "time of one run of traffic")
 	flags.IntVar(&config.Services, "services", 10_000, "services of the large clusters")
 	flags.IntVar(&config.Changes, "changes", 1000, "changes to measure, at 50 a second")
 	flags.IntVar(&config.Family, "family", 4, "IP family of the addresses dialled: 4 or 6")

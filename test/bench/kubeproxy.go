@@ -103,7 +103,7 @@ func (o *objectStore) startKubeProxy(ctx context.Context, s *system) (func() err
 
 // waitAnswers waits until every path of the system leads to a server.
 func (s *system) waitAnswers(ctx context.Context, family int) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	for _, p := range paths {
 		load := loadgen.Load{Mode: loadgen.ModeConnect, Target: s.target(p, family), Connections: 1, Duration: time.Millisecond}

@@ -46,7 +46,7 @@ func measurePrograms(ctx context.Context, r *run) error {
 	for _, benchmark := range programBenchmarks {
 		r.progress("%s of %s", benchmark.name, benchmark.pkg)
 		cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^"+benchmark.name+"$",
-			"-benchtime", benchmark.times, "-count", strconv.Itoa(r.Rounds), benchmark.pkg)
+			"-benchtime", benchmark.times, "-count", strconv.Itoa(min(r.Rounds, 3)), benchmark.pkg)
 		cmd.Stderr = os.Stderr
 		out, err := cmd.Output()
 		if err != nil {

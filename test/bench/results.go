@@ -130,14 +130,18 @@ func quantile(values []float64, q float64) float64 {
 
 // print writes the table: each peer's value, and Millrace's ratio to it.
 func (r results) print(out io.Writer) {
+	width := 0
+	for _, line := range r {
+		width = max(width, len(line.name))
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(w, "\tunit\tMillrace\t")
+	fmt.Fprintf(w, "%-*s\tunit\tMillrace\t", width, "")
 	for _, column := range columns {
 		fmt.Fprintf(w, "%s\tratio\t", column)
 	}
 	fmt.Fprintln(w)
 	for _, line := range r {
-		fmt.Fprintf(w, "%s\t%s\t%s\t", line.name, line.unit, significant(line.value))
+		fmt.Fprintf(w, "%-*s\t%s\t%s\t", width, line.name, line.unit, significant(line.value))
 		for _, column := range columns {
 			i := slices.IndexFunc(line.peers, func(p peer) bool { return p.name == column })
 			if i < 0 {

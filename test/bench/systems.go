@@ -191,12 +191,26 @@ func (f *fleet) start(ctx context.Context, r *run) error {
 			return err
 		}
 	}
+	return f.waitAnswers(ctx, r)
+}
+
+// waitAnswers waits until each system serves. A peer that does not is left out,
+// and said so: the others can still be compared.
+func (f *fleet) waitAnswers(ctx context.Context, r *run) error {
+	var serving []*system
 	for _, s := range f.systems {
 		r.progress("waiting for %s with %d services to answer", kindNames[s.kind], s.services(r.Config))
-		if err := s.waitAnswers(ctx, r.Family); err != nil {
+		err := s.waitAnswers(ctx, r.Family)
+		switch {
+		case err == nil:
+			serving = append(serving, s)
+		case ctx.Err() != nil || s.kind == millrace || s.kind == bareNetwork:
 			return err
+		default:
+			r.progress("LEFT OUT: %s does not serve: %v", s.name, err)
 		}
 	}
+	f.systems = serving
 	return nil
 }
 

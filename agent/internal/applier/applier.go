@@ -259,7 +259,7 @@ func (a *Applier) Run(ctx context.Context) {
 			a.apply(ctx) // a batch may wait for the log
 		case <-flusher.C:
 			if err := a.journal.Sync(); err != nil {
-				a.logFailed(err)
+				a.logTrouble(err)
 			}
 		}
 	}
@@ -278,9 +278,15 @@ func (a *Applier) armRetry() {
 	a.retryAt = time.Now().Add(a.backoff)
 }
 
-func (a *Applier) logFailed(err error) {
+// logTrouble notes a failure of the log that holds up nothing.
+func (a *Applier) logTrouble(err error) {
 	a.metrics.LogErrors.Inc()
 	a.log.Error("state log", zap.Error(err))
+}
+
+// logFailed notes that a batch could not be logged, and so not be programmed.
+func (a *Applier) logFailed(err error) {
+	a.logTrouble(err)
 	a.logFault = "the state log cannot be written, so nothing new is programmed: " + err.Error()
 	a.note()
 }
@@ -338,8 +344,7 @@ func (a *Applier) apply(ctx context.Context) {
 		debug.FreeOSMemory()
 	}
 	if _, err := a.journal.MaybeCompact(a.store); err != nil {
-		a.logFailed(err)
-		a.logFault = "" // the log as it is goes on
+		a.logTrouble(err) // the log as it is goes on
 	}
 }
 

@@ -56,6 +56,7 @@ type journal struct {
 	fault   error
 	batches []*held.Batch
 	tried   chan struct{}
+	compact error // what compaction fails with
 }
 
 func (j *journal) Append(b *held.Batch) error {
@@ -72,7 +73,7 @@ func (j *journal) Append(b *held.Batch) error {
 	return nil
 }
 
-func (j *journal) MaybeCompact(*held.Store) (bool, error) { return false, nil }
+func (j *journal) MaybeCompact(*held.Store) (bool, error) { return false, j.compact }
 func (j *journal) Sync() error                            { return nil }
 
 // stream collects acknowledgements.
@@ -217,5 +218,19 @@ func TestDigest(t *testing.T) {
 	defer p.mu.Unlock()
 	if p.changes[0].InSync {
 		t.Fatal("the dataplane was told that it may prune")
+	}
+}
+
+// TestCompactionFails lets compaction fail: everything is programmed, so nothing
+// says that it is not.
+func TestCompactionFails(t *testing.T) {
+	a, s, _ := start(t, &plane{}, &journal{compact: errors.New("disk full")})
+	a.Submit(batchOf("a"), Commit{Revision: 1})
+	receive(t, s.acks)
+	if err := a.call(context.Background(), func(context.Context) {}); err != nil {
+		t.Fatal(err)
+	}
+	if problems := a.Status().Problems; len(problems) != 0 {
+		t.Fatalf("problems %q", problems)
 	}
 }

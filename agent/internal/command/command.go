@@ -98,11 +98,8 @@ func newCleanup() *cobra.Command {
 			if err := o.checkLog(); err != nil {
 				return usageError{err}
 			}
-			if err := mbpf.RemovePins(o.bpfFS); err != nil {
-				return fmt.Errorf("clean up: %w", err)
-			}
 			tracking := netfilter.Tracking{SysctlDir: o.sysctlDir, StateDir: o.stateDir}
-			if err := tracking.Restore(); err != nil {
+			if err := errors.Join(mbpf.RemovePins(o.bpfFS), tracking.Restore()); err != nil {
 				return fmt.Errorf("clean up: %w", err)
 			}
 			return nil

@@ -262,22 +262,39 @@ func (a *agent) work(ctx context.Context, events interfaces.Events) {
 	wait.Go(func() { a.client.Run(ctx) })
 	wait.Go(func() { a.sweeper.Run(ctx) })
 	wait.Go(func() { a.plane.EndStaleUDP(ctx, func(n int) { a.metrics.StaleUDP.Add(float64(n)) }) })
-	wait.Go(func() { a.followDevices(ctx, events) })
+	wait.Go(func() { a.followDevices(ctx, events.Changed) })
+	wait.Go(func() { together(ctx, events.Gone, a.plane.DevicesGone) })
 	<-ctx.Done()
 }
 
-func (a *agent) followDevices(ctx context.Context, events interfaces.Events) {
+func (a *agent) followDevices(ctx context.Context, changed <-chan struct{}) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case index := <-events.Gone:
-			a.plane.DeviceGone(index)
-		case <-events.Changed:
+		case <-changed:
 			if err := a.applier.Refresh(ctx); err != nil {
 				return // ctx has ended
 			}
 		}
+	}
+}
+
+// together hands over deleted devices, all that wait at once: each hand-over is a
+// pass over all flows, which must hold up neither the next devices nor new pods.
+func together(ctx context.Context, gone <-chan uint32, forget func(...uint32)) {
+	for {
+		var indexes []uint32
+		select {
+		case <-ctx.Done():
+			return
+		case index := <-gone:
+			indexes = append(indexes, index)
+		}
+		for len(gone) > 0 {
+			indexes = append(indexes, <-gone)
+		}
+		forget(indexes...)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -27,9 +28,12 @@ type Maps struct {
 	EmbryonicDraining   *ebpf.Map
 }
 
+// all returns the maps in the order in which a pass has to look at them: flows
+// move from embryonic to established, so in this order one that moves during
+// the pass is met at least once.
 func (m *Maps) all() []*ebpf.Map {
 	var all []*ebpf.Map
-	for _, each := range []*ebpf.Map{m.Established, m.Embryonic, m.EstablishedDraining, m.EmbryonicDraining} {
+	for _, each := range []*ebpf.Map{m.EmbryonicDraining, m.Embryonic, m.EstablishedDraining, m.Established} {
 		if each != nil {
 			all = append(all, each)
 		}
@@ -171,9 +175,8 @@ func clearDevices[A layout.IP](m *ebpf.Map, key *layout.CtKey[A],
 
 // recordLives tells whether the record that an alias names is there.
 func recordLives[A layout.IP](maps *Maps, alias *layout.CtEntry[A], now uint64) bool {
-	// A flow moves from embryonic to established; looking at the latter once
-	// more finds one that moved between the looks.
-	for _, m := range append(maps.all(), maps.Established) {
+	// Embryonic first: a flow that moves between the looks is found by the later.
+	for _, m := range maps.all() {
 		var record layout.CtEntry[A]
 		if err := m.Lookup(&alias.Main, &record); err != nil {
 			continue
@@ -274,23 +277,23 @@ func staleUDP[A layout.IP](answers Answers) func(*layout.CtKey[A], *layout.CtEnt
 	}
 }
 
-// ForgetDevice ends the flows that leave by a pod's device that is gone, and
-// makes those of an uplink find their way anew. Indexes are used again, so what
+// ForgetDevices ends the flows that leave by pods' devices that are gone, and
+// makes those of uplinks find their way anew. Indexes are used again, so what
 // names one must not outlive it.
-func (t *Table) ForgetDevice(index uint32) (int, error) {
-	n4, err4 := each(&t.v4, leavesBy[layout.V4](index))
-	n6, err6 := each(&t.v6, leavesBy[layout.V6](index))
+func (t *Table) ForgetDevices(indexes ...uint32) (int, error) {
+	n4, err4 := each(&t.v4, leavesBy[layout.V4](indexes))
+	n6, err6 := each(&t.v6, leavesBy[layout.V6](indexes))
 	return n4 + n6, errors.Join(err4, err6)
 }
 
-func leavesBy[A layout.IP](index uint32) func(*layout.CtKey[A], *layout.CtEntry[A]) verdict {
+func leavesBy[A layout.IP](indexes []uint32) func(*layout.CtKey[A], *layout.CtEntry[A]) verdict {
 	return func(_ *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
 		if e.Kind != layout.CtRecord {
 			return keep
 		}
 		result := keep
 		for dir := range e.OutIfindex {
-			if e.OutIfindex[dir] != index {
+			if !slices.Contains(indexes, e.OutIfindex[dir]) {
 				continue
 			}
 			if e.OutKind[dir] == layout.DevicePod {

@@ -203,7 +203,7 @@ func TestStaleUDP(t *testing.T) {
 	}
 }
 
-func TestForgetDevice(t *testing.T) {
+func TestForgetDevices(t *testing.T) {
 	table := newTable(t)
 	f := func(client string, out [2]uint32, kind [2]layout.DeviceKind) flow {
 		return flow{client, "10.9.0.1:80", "10.0.0.2:80", 6, 1, time.Hour, out, kind}
@@ -212,7 +212,7 @@ func TestForgetDevice(t *testing.T) {
 	ofPod, _ := add[layout.V4](t, table.v4.Established, f("10.0.0.1:1", [2]uint32{5, 6}, [2]layout.DeviceKind{pod, uplink}), 1)
 	other, _ := add[layout.V4](t, table.v4.Established, f("10.0.0.1:2", [2]uint32{7, 6}, [2]layout.DeviceKind{pod, pod}), 2)
 	ofUplink, _ := add[layout.V4](t, table.v4.Established, f("10.0.0.1:3", [2]uint32{7, 5}, [2]layout.DeviceKind{pod, uplink}), 3)
-	if n, err := table.ForgetDevice(5); err != nil || n != 2 {
+	if n, err := table.ForgetDevices(4, 5); err != nil || n != 2 {
 		t.Fatalf("%d flows, %v", n, err)
 	}
 	if has(t, table.v4.Established, ofPod) || !has(t, table.v4.Established, other) {
@@ -221,5 +221,31 @@ func TestForgetDevice(t *testing.T) {
 	var e layout.CtEntryV4
 	if err := table.v4.Established.Lookup(&ofUplink, &e); err != nil || e.OutIfindex != [2]uint32{} || e.Nonce != 3 {
 		t.Fatalf("the uplink's flow: %v %v", e.OutIfindex, err)
+	}
+}
+
+// TestPromotedDuringPass moves a flow to the established ones while a pass looks
+// at these: the pass meets it all the same.
+func TestPromotedDuringPass(t *testing.T) {
+	table := newTable(t)
+	f := flow{client: "10.1.0.9:4000", frontend: "10.9.0.1:53", backend: "10.1.0.7:53", proto: layout.ProtoUDP, service: 7, ttl: time.Minute}
+	key, _ := add[layout.V4](t, table.v4.Embryonic, f, 1)
+	f.client, f.service = "10.1.0.9:4001", 8
+	add[layout.V4](t, table.v4.Established, f, 2)
+	met := false
+	_, err := each(&table.v4, func(_ *layout.CtKey[layout.V4], e *layout.CtEntry[layout.V4]) verdict {
+		if e.Kind != layout.CtRecord || e.ServiceID == 7 {
+			met = met || e.Kind == layout.CtRecord
+			return keep
+		}
+		var record layout.CtEntry[layout.V4]
+		if err := errors.Join(table.v4.Embryonic.Lookup(&key, &record), table.v4.Established.Put(&key, &record),
+			table.v4.Embryonic.Delete(&key)); err != nil {
+			t.Fatal(err)
+		}
+		return keep
+	})
+	if err != nil || !met {
+		t.Fatalf("the flow moved past the pass: %v", err)
 	}
 }

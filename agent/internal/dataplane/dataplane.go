@@ -42,8 +42,8 @@ type Dataplane interface {
 	Retry(ctx context.Context) Result
 	// Refresh looks at the node's devices, addresses and routes anew.
 	Refresh(ctx context.Context) Result
-	// DeviceGone forgets a device that was deleted.
-	DeviceGone(index uint32)
+	// DevicesGone forgets devices that were deleted.
+	DevicesGone(indexes ...uint32)
 	// State tells what is attached.
 	State() *agentv1.DataplaneState
 	// Services calls visit with each held service as the kernel has it; empty

@@ -179,7 +179,7 @@ func (c *Classifier) findBy(links map[int]*link, addr netip.Addr) (index, bridge
 		return 0, 0, fmt.Sprintf("the route to %s leaves by %s, which has the default route", addr, l.name)
 	}
 	if l.kind != "bridge" {
-		return index, 0, ""
+		return index, 0, notPair(l)
 	}
 	port, why, err := c.host.portOf(index, addr)
 	if err != nil {
@@ -191,7 +191,18 @@ func (c *Classifier) findBy(links map[int]*link, addr netip.Addr) (index, bridge
 	if links[port] == nil {
 		return 0, 0, fmt.Sprintf("bridge %s: port %d is gone", l.name, port)
 	}
-	return port, index, ""
+	return port, index, notPair(links[port])
+}
+
+// notPair tells why a device cannot be a pod's. The fast path hands packets to
+// the other end of a pair, in the pod; the kernel drops what it is told to
+// hand over at a device without one (bpf_redirect_peer). An uplink that shares
+// its subnet with pods is no pod's device either.
+func notPair(l *link) string {
+	if l.kind == "veth" || l.kind == "netkit" {
+		return ""
+	}
+	return fmt.Sprintf("device %s is of kind %q, and only veth and netkit pairs are served; packets of the pod are not translated", l.name, l.kind)
 }
 
 // uplink decides about a device that is no pod's.
@@ -218,6 +229,10 @@ func (c *Classifier) uplink(links map[int]*link, l *link, podBridges map[int]boo
 	}
 	if len(l.addresses) == 0 {
 		return RoleIgnored, "no global address and no default route"
+	}
+	if l.kind != "bridge" && l.kind != "veth" {
+		// Overlays have addresses of the node's pod prefixes too.
+		return RoleUplink, "has global address " + l.addresses[0].String()
 	}
 	for _, address := range l.addresses {
 		if !slices.ContainsFunc(podPrefixes, func(p netip.Prefix) bool { return p.Contains(address.Addr()) }) {

@@ -4,6 +4,7 @@ package interfaces
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -40,22 +41,7 @@ func Watch(ctx context.Context, failed func(error)) (Events, error) {
 		}
 	}
 	first := make(chan error, 1)
-	go func() {
-		for report := first; ctx.Err() == nil; report = nil {
-			err := watchOnce(ctx, report, wake, gone)
-			if err != nil && report == nil {
-				failed(err)
-			}
-			if err != nil && report != nil {
-				return
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(resubscribe):
-			}
-			wake()
-		}
-	}()
+	go keepWatching(ctx, first, func(ready chan<- error) error { return watchOnce(ctx, ready, wake, gone) }, wake, failed)
 	go func() {
 		for {
 			select {
@@ -78,6 +64,28 @@ func Watch(ctx context.Context, failed func(error)) (Events, error) {
 		return Events{}, err
 	}
 	return Events{Changed: changed, Gone: gone}, nil
+}
+
+// errSubscribe says that there is no subscription to lose.
+var errSubscribe = errors.New("subscribe to netlink")
+
+// keepWatching calls watch again and again until ctx ends. The first call tells
+// first how subscribing went; if that failed, nobody waits for more.
+func keepWatching(ctx context.Context, first chan<- error, watch func(ready chan<- error) error, wake func(), failed func(error)) {
+	for ready := first; ctx.Err() == nil; ready = nil {
+		err := watch(ready)
+		if ready != nil && errors.Is(err, errSubscribe) {
+			return
+		}
+		if err != nil {
+			failed(err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(resubscribe):
+		}
+		wake()
+	}
 }
 
 // watchOnce subscribes, tells ready, and passes events on until a subscription
@@ -116,7 +124,7 @@ func watchOnce(ctx context.Context, ready chan<- error, wake func(), gone chan<-
 		})
 	}
 	if err != nil {
-		err = fmt.Errorf("subscribe to netlink: %w", err)
+		err = fmt.Errorf("%w: %w", errSubscribe, err)
 	}
 	if ready != nil {
 		ready <- err
@@ -150,7 +158,11 @@ func watchOnce(ctx context.Context, ready chan<- error, wake func(), gone chan<-
 			if !ok {
 				return fmt.Errorf("netlink subscription to devices ended")
 			}
-			bridges[int(u.Index)] = u.Header.Type == unix.RTM_NEWLINK && u.Link.Type() == "bridge"
+			if u.Header.Type == unix.RTM_NEWLINK && u.Link.Type() == "bridge" {
+				bridges[int(u.Index)] = true
+			} else {
+				delete(bridges, int(u.Index))
+			}
 			if u.Header.Type == unix.RTM_DELLINK && u.IfInfomsg.Family != unix.AF_BRIDGE {
 				select {
 				case gone <- uint32(u.Index):

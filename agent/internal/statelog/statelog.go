@@ -64,7 +64,7 @@ type Log struct {
 	lock  *os.File
 	size  int64
 	dirty bool
-	// broken is set when a failed append could not be undone: appending after
+	// broken is set while a failed append could not be undone: appending after
 	// it would put good records behind a bad one, where no replay finds them.
 	broken error
 }
@@ -209,17 +209,16 @@ func replayRecord(payload []byte, store *held.Store, recovery *Recovery) error {
 // write appends b in one call and undoes it if it fails half way.
 func (l *Log) write(b []byte) error {
 	if l.broken != nil {
-		return l.broken
+		if l.undo() != nil {
+			return l.broken
+		}
+		l.broken = nil
 	}
 	n, err := l.file.Write(b)
 	if err != nil {
 		err = fmt.Errorf("append to state log: %w", err)
 		if n > 0 {
-			if undo := l.file.Truncate(l.size); undo != nil {
-				l.broken = fmt.Errorf("%w; and it could not be undone: %w", err, undo)
-				return l.broken
-			}
-			if _, undo := l.file.Seek(l.size, io.SeekStart); undo != nil {
+			if undo := l.undo(); undo != nil {
 				l.broken = fmt.Errorf("%w; and it could not be undone: %w", err, undo)
 				return l.broken
 			}
@@ -229,6 +228,15 @@ func (l *Log) write(b []byte) error {
 	l.size += int64(n)
 	l.dirty = true
 	return nil
+}
+
+// undo cuts off what a failed write left behind the last whole record.
+func (l *Log) undo() error {
+	if err := l.file.Truncate(l.size); err != nil {
+		return err
+	}
+	_, err := l.file.Seek(l.size, io.SeekStart)
+	return err
 }
 
 // Append writes a batch. When it returns without an error the batch survives

@@ -293,3 +293,32 @@ func FuzzReplay(f *testing.F) {
 		l.Close()
 	})
 }
+
+// TestBrokenMends goes on once the rest of a failed write can be cut off.
+func TestBrokenMends(t *testing.T) {
+	dir := t.TempDir()
+	l, _, _ := open(t, dir)
+	r := rand.New(rand.NewPCG(1, 2))
+	want := held.New()
+	append1 := func(n int) {
+		b := randomBatch(r, n)
+		if err := l.Append(b); err != nil {
+			t.Fatal(err)
+		}
+		want.Apply(b)
+	}
+	append1(1)
+	if _, err := l.file.WriteString("half a record"); err != nil {
+		t.Fatal(err)
+	}
+	l.broken = errors.New("could not be undone")
+	append1(2)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, got, recovery := open(t, dir)
+	defer l.Close() //nolint:errcheck // only read
+	if diff := cmp.Diff(contents(want), contents(got)); diff != "" || recovery.Damage != "" {
+		t.Fatalf("damage %q, %s", recovery.Damage, diff)
+	}
+}

@@ -102,7 +102,7 @@ func (p *Plane) desiredConfig(current layout.Config) layout.Config {
 		UDPTimeout:            udpTimeout,
 		UDPStreamTimeout:      udpStreamTimeout,
 	}
-	if p.fastPathAllowed() {
+	if p.fastPath {
 		config.Flags |= layout.ConfigFastPath
 	}
 	if addr, ok := self.speaksFrom(tables.V4); ok {
@@ -139,6 +139,7 @@ func (p *Plane) applyConfig() {
 		p.again = true
 		return
 	}
+	p.fastPath = p.fastPathAllowed()
 	config := p.desiredConfig(current)
 	if current == config {
 		return
@@ -289,16 +290,18 @@ func (p *Plane) endpointErrors() {
 	}
 }
 
-// DeviceGone implements dataplane.Dataplane.
-func (p *Plane) DeviceGone(index uint32) {
-	p.kernel.Forget(index)
-	n, err := p.conntrack.ForgetDevice(index)
+// DevicesGone implements dataplane.Dataplane.
+func (p *Plane) DevicesGone(indexes ...uint32) {
+	for _, index := range indexes {
+		p.kernel.Forget(index)
+	}
+	n, err := p.conntrack.ForgetDevices(indexes...)
 	if err != nil {
-		p.log.Error("forget flows of a deleted device", zap.Uint32("ifindex", index), zap.Error(err))
+		p.log.Error("forget flows of deleted devices", zap.Uint32s("ifindexes", indexes), zap.Error(err))
 		return
 	}
 	if n > 0 {
-		p.log.Debug("forgot flows of a deleted device", zap.Uint32("ifindex", index), zap.Int("flows", n))
+		p.log.Debug("forgot flows of deleted devices", zap.Uint32s("ifindexes", indexes), zap.Int("flows", n))
 	}
 }
 

@@ -245,15 +245,19 @@ func (p *Plane) adopt() error {
 	if err := p.kernel.Quiesce(); err != nil {
 		return err
 	}
-	var err error
-	if p.ids, err = ids.New(p.tables); err != nil {
+	numbers, err := ids.New(p.tables)
+	if err != nil {
 		return err
 	}
-	if p.services, err = services.New(p.tables, p.ids, p.now); err != nil {
+	programmer, err := services.New(p.tables, numbers, p.now)
+	if err != nil {
 		return err
 	}
-	if p.routes, err = routes.New(p.tables); err != nil {
+	known, err := routes.New(p.tables)
+	if err != nil {
 		return err
 	}
+	// All or none: half of it would take ranges in use for free ones.
+	p.ids, p.services, p.routes = numbers, programmer, known
 	return nil
 }

@@ -234,11 +234,18 @@ func walkArray[V interface {
 	comparable
 	fmt.Stringer
 }](name string, m *ebpf.Map) namedMap {
+	return walkArrayWhere(name, m, func(v V) bool {
+		var zero V
+		return v != zero
+	})
+}
+
+// walkArrayWhere lists the elements of an array that are used.
+func walkArrayWhere[V fmt.Stringer](name string, m *ebpf.Map, used func(V) bool) namedMap {
 	each := func(f func(uint32, V) error) error {
 		var failed error
 		err := mbpf.Each(m, func(k uint32, v V) bool {
-			var zero V
-			if v != zero {
+			if used(v) {
 				failed = f(k, v)
 			}
 			return failed == nil
@@ -265,7 +272,8 @@ func familyMaps[A layout.IP](f *mbpf.FamilyMaps) []namedMap {
 		walkArray[layout.Backend[A]]("backends"+suffix, f.Backends),
 		walk[layout.RouteKey[A], layout.Route]("routes"+suffix, f.Routes),
 		walk[layout.FragmentKey[A], layout.Fragment]("fragments"+suffix, f.Fragments),
-		walkArray[layout.Connected[A]]("connected"+suffix, f.Connected),
+		// A freed slot keeps the bytes of its last socket.
+		walkArrayWhere("connected"+suffix, f.Connected, func(c layout.Connected[A]) bool { return c.Cookie != 0 }),
 		walkAs("spilled"+suffix, f.Spilled, func(cookie uint64) string { return fmt.Sprintf("socket %d", cookie) },
 			layout.SockPeer[A].String),
 	}

@@ -95,6 +95,7 @@ type Plane struct {
 	cluster  cluster
 	config   *dataplanev1.NodeConfig
 	env      services.Env
+	fastPath bool // allowed when last looked at
 	devices  interfaces.State
 	attached map[uint32]string // error of the device's programs, empty if none
 	problems []string
@@ -103,6 +104,8 @@ type Plane struct {
 	// again tells that something beside services is to be tried again.
 	again  bool
 	inSync bool
+	// unpruned tells that stale frontends could not be removed yet.
+	unpruned bool
 
 	// staleUDP wakes the goroutine that ends flows to backends that are gone.
 	staleUDP chan struct{}
@@ -154,6 +157,8 @@ func (p *Plane) Apply(_ context.Context, change dataplane.Change) dataplane.Resu
 	p.applyServices(d)
 	if first {
 		p.prune()
+		// An agent that ended between a change and this may have left some.
+		p.wakeStaleUDP()
 	}
 	return p.result()
 }
@@ -167,6 +172,9 @@ func (p *Plane) Retry(context.Context) dataplane.Result {
 		p.applyTopology(d)
 	}
 	p.applyServices(d)
+	if p.unpruned {
+		p.prune()
+	}
 	return p.result()
 }
 
@@ -183,7 +191,7 @@ func (p *Plane) Refresh(context.Context) dataplane.Result {
 func (p *Plane) result() dataplane.Result {
 	return dataplane.Result{
 		Errors: p.errors.Sorted(),
-		Retry:  len(p.retry) > 0 || p.again,
+		Retry:  len(p.retry) > 0 || p.again || p.unpruned,
 		Report: p.report(),
 	}
 }
@@ -207,8 +215,8 @@ func (p *Plane) prune() {
 	}
 	if err != nil {
 		p.log.Error("remove stale frontends", zap.Error(err))
-		p.again = true
 	}
+	p.unpruned = err != nil
 }
 
 // serviceOf returns the service that a slice's key names a part of.
@@ -243,10 +251,14 @@ func (p *Plane) applyServices(d *delta) {
 		p.retry[service] = struct{}{}
 	}
 	if result.StaleUDP {
-		select {
-		case p.staleUDP <- struct{}{}:
-		default:
-		}
+		p.wakeStaleUDP()
+	}
+}
+
+func (p *Plane) wakeStaleUDP() {
+	select {
+	case p.staleUDP <- struct{}{}:
+	default:
 	}
 }
 

@@ -437,3 +437,115 @@ func TestBadResources(t *testing.T) {
 }
 
 func mustPrefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// faulty fails to read routes and to delete frontends while told to.
+type faulty struct {
+	Tables
+	reads, deletes error
+}
+
+func (f *faulty) ReadRoutes(family tables.Family, each func(tables.RouteEntry)) error {
+	return errors.Join(f.reads, f.Tables.ReadRoutes(family, each))
+}
+
+func (f *faulty) DeleteFrontends(family tables.Family, keys []tables.FrontendKey) error {
+	if f.deletes != nil && len(keys) > 0 {
+		return f.deletes
+	}
+	return f.Tables.DeleteFrontends(family, keys)
+}
+
+// TestPruneAgain lets the first removal of stale frontends fail: a retry does it.
+func TestPruneAgain(t *testing.T) {
+	n := newNode(t)
+	stranger := layout.FrontendKeyV4{Addr: layout.V4(ip("10.77.0.1")), Port: layout.Port(77), Proto: 6}
+	if err := n.kernel.V4.Frontends.Put(&stranger, &layout.Frontend{ServiceID: 99}); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	broken := &faulty{Tables: n.plane.tables, deletes: errors.New("injected")}
+	n.plane.tables = broken
+	if err := n.plane.adopt(); err != nil {
+		t.Fatal(err)
+	}
+	if result := n.plane.Apply(context.Background(), dataplane.Change{InSync: true}); !result.Retry {
+		t.Fatal("no retry asked for")
+	}
+	broken.deletes = nil
+	if result := n.plane.Retry(context.Background()); result.Retry {
+		t.Fatal("still to be retried")
+	}
+	var v layout.Frontend
+	if err := n.kernel.V4.Frontends.Lookup(&stranger, &v); err == nil {
+		t.Fatal("the stale frontend is still there")
+	}
+}
+
+// TestAdoptFails lets a repair's look at the maps fail half way: what was known
+// before is known still.
+func TestAdoptFails(t *testing.T) {
+	n := newNode(t)
+	n.give(true, cluster1()...)
+	numbers, programmer := n.plane.ids, n.plane.services
+	n.plane.tables = &faulty{Tables: n.plane.tables, reads: errors.New("injected")}
+	if err := n.plane.adopt(); err == nil {
+		t.Fatal("no error")
+	}
+	if n.plane.ids != numbers || n.plane.services != programmer {
+		t.Fatal("half of what is known was replaced")
+	}
+}
+
+// TestDiffChangesNothing asks for differences while the fast path cannot be
+// prepared: asking adds no problem.
+func TestDiffChangesNothing(t *testing.T) {
+	n := newNode(t)
+	calls := 0
+	n.plane.options.AllowFastPath = func() error { calls++; return errors.New("injected") }
+	n.give(true, cluster1()...)
+	calls = 0
+	before := len(n.plane.problems)
+	equal(t, "differences", n.diff(), []string{})
+	if len(n.plane.problems) != before || before != 1 || calls != 0 {
+		t.Fatalf("%d calls; problems %q", calls, n.plane.problems)
+	}
+}
+
+// TestConnectedCount counts the sockets that are there, not the bytes that
+// closed ones left.
+func TestConnectedCount(t *testing.T) {
+	n := newNode(t)
+	left := layout.ConnectedV4{Peer: layout.SockPeerV4{FrontendAddr: layout.V4{10, 9, 0, 1}, Proto: 6}}
+	used := left
+	used.Cookie = 4711
+	if err := errors.Join(n.kernel.V4.Connected.Put(uint32(7), &left), n.kernel.V4.Connected.Put(uint32(8), &used)); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mapsOf(n) {
+		if m.GetName() == "connected_v4" && m.GetEntries() != 1 {
+			t.Errorf("%d entries", m.GetEntries())
+		}
+	}
+	var keys []string
+	if err := n.plane.DumpMap("connected_v4", func(d *agentv1.DumpMapResponse) error {
+		keys = append(keys, d.GetKey())
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "dump", keys, []string{"8"})
+}
+
+// TestFirstSyncLooksForStaleUDP: an earlier agent may have ended before it ended
+// the flows to backends that it removed.
+func TestFirstSyncLooksForStaleUDP(t *testing.T) {
+	n := newNode(t)
+	n.give(false, cluster1()...)
+	if len(n.plane.staleUDP) != 0 {
+		t.Fatal("looked for before the node is in sync")
+	}
+	n.plane.Apply(context.Background(), dataplane.Change{InSync: true})
+	if len(n.plane.staleUDP) != 1 {
+		t.Fatal("not looked for")
+	}
+}

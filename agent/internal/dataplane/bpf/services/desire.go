@@ -59,6 +59,8 @@ type Port struct {
 	Name   string
 	Proto  uint8
 	Number uint16
+	// Index is the port's place in its service.
+	Index  int
 	Claims []Claim
 	// Backends get new connections, by family, sorted.
 	Backends [2][]tables.Backend
@@ -93,7 +95,7 @@ func Desire(service *dataplanev1.Service, parts []*dataplanev1.BackendSlice, env
 		}
 		index[i] = len(ports)
 		names[name] = len(ports)
-		ports = append(ports, Port{Name: name.name, Proto: name.proto, Number: uint16(p.GetPort())})
+		ports = append(ports, Port{Name: name.name, Proto: name.proto, Number: uint16(p.GetPort()), Index: i})
 	}
 	d.claims(ports, index)
 	d.backends(ports, names, parts)

@@ -283,10 +283,16 @@ func (p *Programmer) Fill(f tables.Family) (frontends int, backends uint32) {
 }
 
 // Answers tells whether a frontend exists and the backend still answers for it.
+// Of a frontend that was found at start and nobody claims yet it is not known:
+// until Prune nothing of it is to be ended.
 func (p *Programmer) Answers(key tables.FrontendKey, addr tables.Address, portNumber uint16) bool {
 	s, ok := p.slots[key]
-	if !ok || s.holder == nil {
+	if !ok {
 		return false
+	}
+	if s.holder == nil {
+		_, orphan := p.orphans[key]
+		return s.present && !orphan
 	}
 	b := &s.holder.family[key.Family]
 	is := func(x tables.Backend) bool { return x.Addr == addr && x.Port == portNumber }
@@ -375,4 +381,17 @@ func KindOf(flags layout.FrontendFlags) string {
 		return "ExternalIP"
 	}
 	return "NodePort"
+}
+
+// fieldOf names the field of the service that a port's frontend comes from.
+func fieldOf(flags layout.FrontendFlags, index int) string {
+	switch {
+	case flags&layout.FrontendClusterIP != 0:
+		return "cluster_ips"
+	case flags&layout.FrontendLoadBalancer != 0:
+		return "load_balancer_ips"
+	case flags&layout.FrontendExternalIP != 0:
+		return "external_ips"
+	}
+	return fmt.Sprintf("ports[%d].node_port", index)
 }

@@ -427,7 +427,8 @@ func TestClash(t *testing.T) {
 	result := r.apply([]string{"a/second"})
 	problems := result.Problems["a/second"]
 	const want = "ExternalIP 10.0.0.9:53/UDP is held by service z/first; that one keeps it"
-	if len(problems) != 1 || problems[0].Reason != ReasonAddressInUse || problems[0].Message != want {
+	if len(problems) != 1 || problems[0].Reason != ReasonAddressInUse || problems[0].Message != want ||
+		problems[0].Field != "external_ips" {
 		t.Fatalf("%+v", problems)
 	}
 	r.restart()
@@ -471,5 +472,27 @@ func TestInPlace(t *testing.T) {
 	r.clock.t = r.clock.t.Add(2 * Rest)
 	if n := set(1, 2, 3, 4, 7, 8, 9); n != 2 {
 		t.Errorf("appending wrote %d entries, want the new one and the frontend", n)
+	}
+}
+
+// TestUnclaimed restarts with a frontend that nobody has claimed yet: what it
+// leads to is not known to be gone before Prune.
+func TestUnclaimed(t *testing.T) {
+	r := newRig(t, newMemory(64), 1)
+	r.maps.after = nil
+	backend := tables.Backend{Addr: address(tables.V4, 100), Port: 53}
+	p := Port{Name: "dns", Proto: 17, Number: 53, Backends: [2][]tables.Backend{{backend}}}
+	p.claim(address(tables.V4, 1), tables.V4, 53, 1)
+	key := p.Claims[0].Key
+	r.prog.Apply([]string{"a/b"}, func(string) ([]Port, []Problem) { return []Port{p}, nil })
+	r.restart()
+	if !r.prog.Answers(key, backend.Addr, backend.Port) {
+		t.Fatal("a backend of an unclaimed frontend counts as gone")
+	}
+	if _, err := r.prog.Prune(); err != nil {
+		t.Fatal(err)
+	}
+	if r.prog.Answers(key, backend.Addr, backend.Port) {
+		t.Fatal("a backend of a pruned frontend counts as there")
 	}
 }

@@ -268,6 +268,7 @@ func (tx *transaction) clash(p *plan, c Claim, holder *port) {
 	tx.waiters[c.Key][p.service] = struct{}{}
 	tx.problems[p.service] = append(tx.problems[p.service], Problem{
 		Reason: ReasonAddressInUse,
+		Field:  fieldOf(c.Flags, p.want.Index),
 		Message: fmt.Sprintf("%s %s is held by service %s; that one keeps it", KindOf(c.Flags), c.Key,
 			holder.service),
 	})
