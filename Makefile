@@ -95,8 +95,12 @@ test-deploy: $(TESTREPORT) ## Test the image builder
 $(TESTREPORT):
 	@cd .ci/tools && GOWORK=off $(GO_BUILD) -o ../../$(TESTREPORT) ./testreport
 
+.PHONY: need-root
+need-root:
+	@[ "$$(id -u)" = 0 ] || { echo "make $(firstword $(MAKECMDGOALS)): clusters of network namespaces need root" >&2; exit 1; }
+
 .PHONY: demo demo-down
-demo: setup-run test-programs ## Show a cluster of three nodes serving; KEEP=1 leaves it up
+demo: need-root setup-run test-programs ## Show a cluster of three nodes serving; KEEP=1 leaves it up
 	@$(if $(KEEP),cd .ci/tools && GOWORK=off $(GO_BUILD) -o $(CURDIR)/bin/grpcurl github.com/fullstorydev/grpcurl/cmd/grpcurl,true)
 	@go run ./test/cmd/millrace-demo $(if $(KEEP),--keep) $(ARGS)
 demo-down: ## Remove what `make demo KEEP=1` left

@@ -86,13 +86,14 @@ func Run(ctx context.Context, out *os.File, keep bool) (err error) {
 // Down removes a cluster that Run left up.
 func Down(out io.Writer) error {
 	var traces *testbed.Traces
+	var unknown error
 	if cluster, err := testbed.Load(clusterName); err == nil {
-		if traces, err = cluster.Traces(); err != nil {
-			return err
-		}
+		traces, unknown = cluster.Traces()
 	}
+	// Also when it is not known what to look for afterwards: a cluster that is
+	// damaged has to go too.
 	was, err := testbed.Remove(clusterName)
-	if err != nil {
+	if err := errors.Join(err, unknown); err != nil {
 		return err
 	}
 	if !was {

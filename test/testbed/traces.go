@@ -49,6 +49,9 @@ func (c *Cluster) Traces() (*Traces, error) {
 	// Not from the mount's root: the kernel pins iterators of its own there.
 	for _, node := range c.Nodes {
 		err := filepath.WalkDir(node.BPFDir, func(path string, entry fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // somebody removed the pins before
+			}
 			if err != nil || entry.IsDir() {
 				return err
 			}
