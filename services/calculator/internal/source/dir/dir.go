@@ -32,8 +32,9 @@ import (
 const (
 	// settle is how long a file must have been left alone to be read.
 	settle = 5 * time.Millisecond
-	// settleRemoval is how long a file must have been away to be gone.
-	settleRemoval = 100 * time.Millisecond
+	// settleRemoval is how long a file must have been away, or empty, for what
+	// was in it to be gone.
+	settleRemoval = 200 * time.Millisecond
 	// patience is how long a file that is being changed all the time is left
 	// unread.
 	patience = 500 * time.Millisecond
@@ -241,6 +242,16 @@ func (d *dirty) due() time.Time {
 	return d.last.Add(settle)
 }
 
+// mayBeBack tells whether a file is away, or empty, for so short a time that it
+// may be being written anew.
+func (d *dirty) mayBeBack(now time.Time) bool {
+	if d.gone.IsZero() {
+		d.gone = now
+	}
+	d.next = d.gone.Add(settleRemoval)
+	return now.Before(d.next)
+}
+
 // process reads the dirty files that are due and hands over what changed.
 func (s *Source) process(sink source.Sink, now time.Time, all bool) {
 	var changes []source.Change
@@ -291,11 +302,7 @@ func (s *Source) readFile(path string, now time.Time, d *dirty) (changes []sourc
 		if _, err := os.Stat(s.path); err != nil {
 			return nil, nil, true // the directory itself is away: that removes nothing
 		}
-		if d.gone.IsZero() {
-			d.gone = now
-		}
-		if now.Sub(d.gone) < settleRemoval {
-			d.next = d.gone.Add(settleRemoval)
+		if d.mayBeBack(now) {
 			return nil, nil, false
 		}
 		delete(s.known, path)
@@ -311,6 +318,9 @@ func (s *Source) readFile(path string, now time.Time, d *dirty) (changes []sourc
 	case err != nil:
 		m = &manifest{}
 		m.fail(documentKeyOf(path), "", err)
+	case len(content) == 0 && s.files.byPath[path] != nil && d.mayBeBack(now):
+		// Who writes a file anew empties it first.
+		return nil, nil, false
 	default:
 		m = parse(path, content)
 		s.known[path] = read
