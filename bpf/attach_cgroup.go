@@ -24,6 +24,9 @@ func (d *Dataplane) AttachCgroup(path string) ([]Attachment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cgroup %s: %w", path, err)
 	}
+	if err := d.restorePins(); err != nil {
+		return nil, err
+	}
 	var out []Attachment
 	for _, p := range cgroupPrograms {
 		a, err := d.attachCgroup(path, id, p.name, p.attach)

@@ -21,6 +21,9 @@ import (
 func (d *Dataplane) AttachDevice(ifindex int, role Role) ([]Attachment, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err := d.restorePins(); err != nil {
+		return nil, err
+	}
 	var out []Attachment
 	for _, hook := range []Hook{Egress, Ingress} {
 		a, err := d.attachDevice(ifindex, role, hook)

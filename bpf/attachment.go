@@ -58,6 +58,9 @@ func (d *Dataplane) Attachments() ([]Attachment, error) {
 func attachments(pinPath string) ([]Attachment, error) {
 	dir := filepath.Join(pinPath, "links")
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil // somebody removed it, and every attachment with it
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list attachments: %w", err)
 	}
@@ -163,9 +166,6 @@ func (d *Dataplane) DetachSevered() error {
 // the reverse of attaching.
 func removeAttachments(pinPath string) []error {
 	all, err := attachments(pinPath)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
 	if err != nil {
 		return []error{err}
 	}

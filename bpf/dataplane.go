@@ -31,6 +31,10 @@ type Options struct {
 	MaxSpilled     uint32 // connected sockets beyond layout.ConnectedSlots, per family; default 131,072
 	MaxIDs         uint32 // default 262,144
 
+	// Lock, if there is one, is the lock of PinPath: it is taken anew where pins
+	// that somebody removed are restored.
+	Lock *Lock
+
 	// SocketsOnly loads the socket programs alone; AttachDevice then fails.
 	SocketsOnly bool
 	// ForceClsact attaches to devices as kernels without tcx need it.
@@ -195,6 +199,64 @@ func (d *Dataplane) pinPrograms() error {
 	return nil
 }
 
+// restorePins pins anew what was pinned when somebody removed the pins under a
+// running agent, so that the next one adopts it. The caller holds d.mu.
+func (d *Dataplane) restorePins() error {
+	if d.pinned() {
+		return nil
+	}
+	if err := makePinDirs(d.opts.PinPath); err != nil {
+		return err
+	}
+	if d.opts.Lock != nil {
+		if err := d.opts.Lock.renew(); err != nil {
+			return err
+		}
+	}
+	all := make(map[string]*ebpf.Map, len(d.maps))
+	for name, m := range d.maps {
+		all[name] = m
+	}
+	for _, f := range []*FamilyMaps{d.V4, d.V6} {
+		for base, g := range map[string]*Generations{"embryonic": f.Embryonic, "established": f.Established} {
+			name := fmt.Sprintf("%s_v%d", base, f.Family)
+			all[name+"-current"] = g.Current
+			if g.Draining != nil {
+				all[name+"-draining"] = g.Draining
+			}
+		}
+	}
+	for name, m := range all {
+		if err := repin(m, d.mapPin(name)); err != nil {
+			return fmt.Errorf("pin map %s again: %w", name, err)
+		}
+	}
+	return d.pinPrograms()
+}
+
+// pinned tells whether the directories of pins and the map of settings are there.
+func (d *Dataplane) pinned() bool {
+	for _, path := range []string{filepath.Join(d.opts.PinPath, "links"), filepath.Join(d.opts.PinPath, "programs"), d.mapPin("config")} {
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+			return false
+		}
+	}
+	return true
+}
+
+// repin pins a map whose pin is gone.
+func repin(m *ebpf.Map, path string) error {
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	c, err := m.Clone() // the original may count as pinned there
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Pin(path)
+}
+
 // makePinDirs creates the directories of pins.
 func makePinDirs(path string) error {
 	if path == "" {
@@ -218,27 +280,42 @@ func makePinDirs(path string) error {
 	return nil
 }
 
-// RemovePins removes the dataplane under a pin path: attachments first, then
-// programs and maps, then the directory. It needs no open Dataplane.
+// Removed counts what [Remove] found and removed.
+type Removed struct{ Attachments, Programs, Maps int }
+
+// RemovePins does what [Remove] does.
 func RemovePins(path string) error {
+	_, err := Remove(path)
+	return err
+}
+
+// Remove removes the dataplane under a pin path: attachments first, then
+// programs and maps, then the directory, unless a filesystem is mounted there.
+// It needs no open Dataplane.
+func Remove(path string) (r Removed, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); errors.Is(err, os.ErrNotExist) {
-		return nil
+		return r, nil
 	} else if err != nil {
-		return fmt.Errorf("pin path %s: %w", path, err)
+		return r, fmt.Errorf("pin path %s: %w", path, err)
 	}
 	if st.Type != unix.BPF_FS_MAGIC {
 		// Whatever is in there is nobody's pin.
-		return fmt.Errorf("pin path %s is not on a BPF filesystem", path)
+		return r, fmt.Errorf("pin path %s is not on a BPF filesystem", path)
 	}
+	count := func(dir string) int {
+		entries, _ := os.ReadDir(filepath.Join(path, dir))
+		return len(entries)
+	}
+	r = Removed{Attachments: count("links"), Programs: count("programs"), Maps: count("maps")}
 	errs := removeAttachments(path)
 	for _, dir := range []string{"links", "programs", "maps"} {
 		if err := os.RemoveAll(filepath.Join(path, dir)); err != nil {
 			errs = append(errs, err)
 		}
 	}
-	if err := os.Remove(path); err != nil {
+	if err := os.Remove(path); err != nil && !errors.Is(err, unix.EBUSY) {
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return r, errors.Join(errs...)
 }

@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/millrace-project/millrace/agent/internal/buildinfo"
 	"github.com/millrace-project/millrace/agent/internal/netfilter"
@@ -65,12 +68,29 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var bad *pflag.InvalidValueError
+		if errors.As(err, &bad) {
+			return usageError{fmt.Errorf("--%s: %q must be %s", bad.GetFlag().Name, bad.GetValue(), allowed(bad.GetFlag()))}
+		}
 		return usageError{fmt.Errorf("%w; %s --help lists what is allowed", err, cmd.CommandPath())}
 	})
 	o.register(root.Flags())
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(newVersion(), newCleanup(), newPreflight())
 	return root
+}
+
+// allowed describes the values that a flag takes.
+func allowed(f *pflag.Flag) string {
+	switch f.Value.Type() {
+	case "bool":
+		return "true or false"
+	case "uint32":
+		return fmt.Sprintf("a whole number from 0 to %d", uint32(math.MaxUint32))
+	case "stringSlice":
+		return "values separated by commas"
+	}
+	return "a " + f.Value.Type()
 }
 
 // noArgs refuses arguments that are no flags.
@@ -94,19 +114,36 @@ func newCleanup() *cobra.Command {
 	o := &options{}
 	cmd := &cobra.Command{
 		Use: "cleanup", Short: "Detach and remove everything of this node from the kernel; run it when the agent is stopped", Args: noArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.checkLog(); err != nil {
 				return usageError{err}
 			}
-			tracking := netfilter.Tracking{SysctlDir: o.sysctlDir, StateDir: o.stateDir}
-			if err := errors.Join(mbpf.RemovePins(o.bpfFS), tracking.Restore()); err != nil {
+			lock, err := mbpf.LockPins(o.bpfFS, false)
+			switch {
+			case err == nil:
+				defer lock.Close() //nolint:errcheck // it goes with the process
+			case !errors.Is(err, os.ErrNotExist):
 				return fmt.Errorf("clean up: %w", err)
 			}
+			removed, err := mbpf.Remove(o.bpfFS)
+			tracking := netfilter.Tracking{SysctlDir: o.sysctlDir, StateDir: o.stateDir}
+			if err := errors.Join(err, tracking.Restore()); err != nil {
+				return fmt.Errorf("clean up: %w", err)
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), describeRemoved(removed, o.bpfFS))
 			return nil
 		},
 	}
 	o.registerPaths(cmd.Flags())
 	return cmd
+}
+
+// describeRemoved tells in one line what cleanup removed.
+func describeRemoved(r mbpf.Removed, path string) string {
+	if r == (mbpf.Removed{}) {
+		return "nothing pinned at " + path
+	}
+	return fmt.Sprintf("removed %d attachments, %d programs and %d maps pinned at %s", r.Attachments, r.Programs, r.Maps, path)
 }
 
 func newPreflight() *cobra.Command {

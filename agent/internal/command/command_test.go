@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf"
+	mbpf "github.com/millrace-project/millrace/bpf"
 )
 
 // TestUsage makes mistakes: each is answered with one line that names the flag
@@ -21,8 +22,10 @@ func TestUsage(t *testing.T) {
 	}{
 		{[]string{"--nope"}, []string{"unknown flag: --nope", "--help"}},
 		{[]string{"surplus"}, []string{`unknown argument "surplus"`, "version, cleanup and preflight"}},
-		{[]string{"--fast-path=maybe"}, []string{"--fast-path", "maybe"}},
-		{[]string{"--max-ids=-1"}, []string{"--max-ids"}},
+		{[]string{"--fast-path=maybe"}, []string{`millrace-agent: --fast-path: "maybe" must be true or false` + "\n"}},
+		{[]string{"--max-ids=-1"}, []string{`millrace-agent: --max-ids: "-1" must be a whole number from 0 to 4294967295` + "\n"}},
+		{[]string{"--max-frontends=4294967296"}, []string{`--max-frontends: "4294967296" must be a whole number`}},
+		{[]string{"--max-frontends", "many"}, []string{`--max-frontends: "many" must be a whole number`}},
 		{[]string{"--log-level=loud"}, []string{"--log-level", "debug, info, warn or error"}},
 		{[]string{"--log-format=xml"}, []string{"--log-format", "json or console"}},
 		{[]string{"--node-name=a/b"}, []string{"--node-name"}},
@@ -55,6 +58,29 @@ func TestUsage(t *testing.T) {
 				t.Errorf("%q: %q lacks %q", c.args, text, want)
 			}
 		}
+	}
+}
+
+// TestCleanup tells what was removed, and removes nothing that an agent uses.
+func TestCleanup(t *testing.T) {
+	dir := t.TempDir()
+	cleanup := func(path string) (int, string, string) {
+		var out, errs bytes.Buffer
+		status := Main(context.Background(), []string{"cleanup", "--bpf-dir=" + path, "--state-dir=" + dir, "--sysctl-dir=" + dir}, &out, &errs)
+		return status, out.String(), errs.String()
+	}
+	nothing := dir + "/nothing"
+	if status, out, errs := cleanup(nothing); status != exitOK || out != "nothing pinned at "+nothing+"\n" {
+		t.Errorf("nothing there: status %d, %q, %q", status, out, errs)
+	}
+	lock, err := mbpf.LockPins(dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close() //nolint:errcheck // of the test
+	if status, out, errs := cleanup(dir); status != exitFailed || out != "" || strings.Count(errs, "\n") != 1 ||
+		!strings.Contains(errs, dir+": another agent uses it") {
+		t.Errorf("in use: status %d, %q, %q", status, out, errs)
 	}
 }
 

@@ -30,6 +30,7 @@ import (
 	"github.com/millrace-project/millrace/agent/internal/statelog"
 	"github.com/millrace-project/millrace/agent/internal/syncclient"
 	mbpf "github.com/millrace-project/millrace/bpf"
+	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
 // tuneMemory keeps the heap close to what is live. An agent allocates in
@@ -48,6 +49,7 @@ func tuneMemory() {
 // agent is everything of a running agent.
 type agent struct {
 	*settings
+	lock    *mbpf.Lock
 	log     *zap.Logger
 	metrics *metrics.Metrics
 	store   *held.Store
@@ -84,10 +86,15 @@ func run(ctx context.Context, s *settings) error {
 		return fmt.Errorf("make logger: %w", err)
 	}
 	defer log.Sync() //nolint:errcheck // stderr cannot always be synced
+	lock, err := mbpf.LockPins(s.bpfFS, true)
+	if err != nil {
+		return fmt.Errorf("open dataplane: %w", err)
+	}
+	defer lock.Close() //nolint:errcheck // it goes with the process
 	version := buildinfo.Version()
 	log = log.With(zap.String("node", s.node))
 	log.Info("starting", zap.String("version", version))
-	a := &agent{settings: s, log: log, metrics: metrics.New(version), store: held.New()}
+	a := &agent{settings: s, lock: lock, log: log, metrics: metrics.New(version), store: held.New()}
 	if err := a.openLog(); err != nil {
 		return err
 	}
@@ -127,7 +134,9 @@ func (a *agent) openLog() error {
 // openKernel loads the programs, adopts or makes the maps, and attaches the
 // socket programs.
 func (a *agent) openKernel() (*mbpf.Dataplane, error) {
-	kernel, err := mbpf.Open(a.mapOptions())
+	options := a.mapOptions()
+	options.Lock = a.lock
+	kernel, err := mbpf.Open(options)
 	if err != nil {
 		return nil, fmt.Errorf("open dataplane: %w", err)
 	}
@@ -267,15 +276,22 @@ func (a *agent) work(ctx context.Context, events interfaces.Events) {
 	<-ctx.Done()
 }
 
+// lookEvery is how often the node is looked at although no event told of a
+// change: nothing tells of pins that somebody removed.
+const lookEvery = 30 * time.Second
+
 func (a *agent) followDevices(ctx context.Context, changed <-chan struct{}) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
-			if err := a.applier.Refresh(ctx); err != nil {
-				return // ctx has ended
-			}
+		case <-tick.C:
+		}
+		if err := a.applier.Refresh(ctx); err != nil {
+			return // ctx has ended
 		}
 	}
 }
@@ -322,6 +338,7 @@ func (a *agent) serveMetrics(failed context.CancelCauseFunc) (stop func(), err e
 		Counters: a.system.Counters,
 		Fill:     a.fill,
 		Held:     func() map[string]uint64 { return api.HeldCounts(a.store) },
+		Problems: func() []*dataplanev1.ResourceError { return a.applier.Status().Errors },
 		LogBytes: a.journal.Size,
 	})
 	mux := http.NewServeMux()

@@ -8,7 +8,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millrace-project/millrace/agent/internal/held"
 	"github.com/millrace-project/millrace/bpf/layout"
+	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
 // Fill is how full a table is.
@@ -23,6 +25,8 @@ type Sources struct {
 	Fill func() map[string]Fill
 	// Held counts resources by type.
 	Held func() map[string]uint64
+	// Problems are the present errors of resources; the first maxProblems are told.
+	Problems func() []*dataplanev1.ResourceError
 	// LogBytes is the length of the state log.
 	LogBytes func() int64
 }
@@ -34,11 +38,19 @@ var (
 	bytesDesc = prometheus.NewDesc(prefix+"drops_bytes_total",
 		"Bytes of packets that were dropped or answered in the backend's place, by reason and device.",
 		[]string{"reason", "device"}, nil)
-	entriesDesc  = prometheus.NewDesc(prefix+"map_entries", "Entries of a BPF map.", []string{"map"}, nil)
+	entriesDesc = prometheus.NewDesc(prefix+"map_entries",
+		"Entries of a BPF map; of flows (embryonic_*, established_*) as the last pass over them counted, which begins every 5 s or when the one before has ended.",
+		[]string{"map"}, nil)
 	capacityDesc = prometheus.NewDesc(prefix+"map_max_entries", "Entries that fit into a BPF map.", []string{"map"}, nil)
 	heldDesc     = prometheus.NewDesc(prefix+"held_resources", "Resources that the agent holds, by type.", []string{"type"}, nil)
-	logDesc      = prometheus.NewDesc(prefix+"state_log_bytes", "Length of the state log.", nil, nil)
+	problemDesc  = prometheus.NewDesc(prefix+"problem",
+		"1 for each resource that could not be programmed and for the field to blame; at most 100.",
+		[]string{"type", "key", "field", "reason"}, nil)
+	logDesc = prometheus.NewDesc(prefix+"state_log_bytes", "Length of the state log.", nil, nil)
 )
+
+// maxProblems bounds the series of problems.
+const maxProblems = 100
 
 type kernelCollector struct{ s Sources }
 
@@ -47,7 +59,7 @@ func (m *Metrics) RegisterSources(s Sources) { m.Registry.MustRegister(kernelCol
 
 // Describe implements prometheus.Collector.
 func (c kernelCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{packetsDesc, bytesDesc, entriesDesc, capacityDesc, heldDesc, logDesc} {
+	for _, d := range []*prometheus.Desc{packetsDesc, bytesDesc, entriesDesc, capacityDesc, heldDesc, problemDesc, logDesc} {
 		ch <- d
 	}
 }
@@ -83,6 +95,18 @@ func (c kernelCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for name, n := range c.s.Held() {
 		emit(heldDesc, prometheus.GaugeValue, float64(n), name)
+	}
+	told := map[[4]string]struct{}{}
+	for _, e := range c.s.Problems() {
+		labels := [4]string{held.TypeName(e.GetName().GetType()), e.GetName().GetKey(), e.GetField(), e.GetReason()}
+		if _, twice := told[labels]; twice {
+			continue // several addresses in one field, for instance
+		}
+		if len(told) == maxProblems {
+			break
+		}
+		told[labels] = struct{}{}
+		emit(problemDesc, prometheus.GaugeValue, 1, labels[:]...)
 	}
 	emit(logDesc, prometheus.GaugeValue, float64(c.s.LogBytes()))
 }

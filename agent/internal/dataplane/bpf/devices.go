@@ -5,8 +5,10 @@ package bpf
 import (
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"go.uber.org/zap"
 
@@ -271,6 +273,51 @@ func (p *Plane) detachOthers(wanted map[uint32]interfaces.Device) {
 		}
 	}
 }
+
+// checkAttachments notes which attachments are gone that were made: somebody
+// else removed them, and repairing brings them back.
+func (p *Plane) checkAttachments() {
+	before := p.lost
+	p.lost = nil
+	sockets, err := p.kernel.MissingAttachments()
+	if err != nil {
+		p.lost = append(p.lost, fmt.Sprintf("attachments could not be listed: %v", err))
+		return
+	}
+	have, err := p.kernel.AttachedDevices()
+	if err != nil {
+		p.lost = append(p.lost, fmt.Sprintf("attachments could not be listed: %v", err))
+		return
+	}
+	var lost []string
+	for _, s := range sockets {
+		lost = append(lost, s.GetKey()+" of "+s.GetObject())
+	}
+	for _, device := range p.devices.Devices {
+		failure, attached := p.attached[device.Index]
+		if !attached || failure != "" || have[device.Index] {
+			continue
+		}
+		// A device that was deleted a moment ago took its programs along.
+		if _, err := net.InterfaceByIndex(int(device.Index)); err == nil {
+			lost = append(lost, "device "+device.Name)
+		}
+	}
+	if len(lost) == 0 {
+		return
+	}
+	text := strings.Join(lost[:min(len(lost), maxLost)], ", ")
+	if more := len(lost) - maxLost; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	p.lost = append(p.lost, fmt.Sprintf("%d attachments that this agent made are gone: %s; repair makes them anew", len(lost), text))
+	if !slices.Equal(before, p.lost) {
+		p.log.Error("attachments are gone", zap.Strings("attachments", lost))
+	}
+}
+
+// maxLost is how many attachments that are gone are named.
+const maxLost = 3
 
 func (p *Plane) endpointErrors() {
 	for key := range p.cluster.endpoints {

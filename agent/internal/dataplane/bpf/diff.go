@@ -215,6 +215,7 @@ func (p *Plane) Repair(context.Context) (int, []*agentv1.DiffDesiredResponse, da
 		return 0, nil, dataplane.Result{}, err
 	}
 	if len(before) == 0 {
+		p.lost = nil
 		return 0, nil, p.result(), nil
 	}
 	if err := p.adopt(); err != nil {
@@ -227,6 +228,7 @@ func (p *Plane) Repair(context.Context) (int, []*agentv1.DiffDesiredResponse, da
 		p.log.Error("attach programs to the cgroup", zap.Error(err))
 		p.problem("programs could not be attached to the cgroup: %v", err)
 	}
+	p.checkAttachments()
 	p.applyServices(d)
 	if p.inSync {
 		p.prune()

@@ -82,7 +82,9 @@ func (s *System) AttachCgroup() error {
 	attachments, err := s.dataplane.AttachCgroup(s.cgroup)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sockets = attachments
+	if err == nil || len(attachments) > len(s.sockets) {
+		s.sockets = attachments // else what should be attached stays known
+	}
 	return err
 }
 

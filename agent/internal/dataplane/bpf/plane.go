@@ -99,6 +99,7 @@ type Plane struct {
 	devices  interfaces.State
 	attached map[uint32]string // error of the device's programs, empty if none
 	problems []string
+	lost     []string // problems of attachments that are gone
 	errors   dataplane.Errors
 	retry    map[string]struct{} // services to try again
 	// again tells that something beside services is to be tried again.
@@ -185,6 +186,7 @@ func (p *Plane) Refresh(context.Context) dataplane.Result {
 	d := &delta{services: map[string]struct{}{}}
 	p.applyTopology(d)
 	p.applyServices(d)
+	p.checkAttachments()
 	return p.result()
 }
 
@@ -197,7 +199,7 @@ func (p *Plane) result() dataplane.Result {
 }
 
 func (p *Plane) report() *dataplanev1.Report {
-	report := &dataplanev1.Report{Problems: slices.Clone(p.problems)}
+	report := &dataplanev1.Report{Problems: slices.Concat(p.problems, p.lost)}
 	for _, key := range slices.Sorted(maps.Keys(p.devices.Endpoints)) {
 		if failure, ok := p.attached[p.devices.Endpoints[key]]; ok && failure == "" {
 			name := held.Name{Type: dataplanev1.ResourceType_RESOURCE_TYPE_ENDPOINT, Key: key}

@@ -401,6 +401,35 @@ func (n *testNode) dump() {
 	}
 }
 
+// TestPinsRemoved removes the pins under a running agent: it says so, and repair
+// brings everything back, in such a way that the next agent adopts it.
+func TestPinsRemoved(t *testing.T) {
+	n := newNode(t)
+	devices(t)
+	n.give(true, cluster1()...)
+	for name, remove := range map[string]func() error{
+		"links":      func() error { return os.RemoveAll(filepath.Join(n.pins, "links")) },
+		"everything": func() error { return mbpf.RemovePins(n.pins) },
+	} {
+		if err := remove(); err != nil {
+			t.Fatal(err)
+		}
+		problems := n.plane.Refresh(context.Background()).Report.GetProblems()
+		if len(problems) != 1 || !strings.Contains(problems[0], "are gone") || !strings.Contains(problems[0], "sock_") {
+			t.Errorf("%s removed: problems %q", name, problems)
+		}
+		if got := n.diff(); len(got) < 2 {
+			t.Errorf("%s removed: differences %q", name, got)
+		}
+		_, remaining, result, err := n.plane.Repair(context.Background())
+		if err != nil || len(remaining) != 0 || len(result.Report.GetProblems()) != 0 {
+			t.Fatalf("%s removed: remaining %v, problems %v, %v", name, remaining, result.Report.GetProblems(), err)
+		}
+		equal(t, "differences after repair", n.diff(), nil)
+	}
+	n.restart()
+}
+
 // TestBadResources gives resources that make no sense: each has an error that
 // names it and its field, and the good one next to them is served.
 func TestBadResources(t *testing.T) {

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/ids"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
+	"github.com/millrace-project/millrace/bpf/layout"
 )
 
 // reader is a program that read a frontend before it was replaced.
@@ -408,6 +410,37 @@ func TestFull(t *testing.T) {
 	r.clock.t = r.clock.t.Add(2 * Rest)
 	if result := r.apply([]string{"a/c"}); len(result.Retry) != 0 {
 		t.Fatalf("%+v", result)
+	}
+}
+
+// TestFullFrontends fills the kernel's map of frontends: a service that does not
+// fit has one error, which names map, flag and field and counts what is left out.
+func TestFullFrontends(t *testing.T) {
+	r := newRig(t, realMaps(t, 64), 1)
+	r.maps.after = nil
+	ports := func(addr, index, from, n int, flags layout.FrontendFlags) []Port {
+		p := Port{Name: "p", Proto: 6, Number: 80, Index: index}
+		for i := range n {
+			p.claim(address(tables.V4, addr), tables.V4, uint16(from+i), flags)
+		}
+		return []Port{p}
+	}
+	r.random.wanted["a/most"] = ports(1, 0, 1000, 4095, layout.FrontendClusterIP)
+	r.random.wanted["b/over"] = ports(2, 3, 30000, 3, layout.FrontendNodePort)
+	r.prog.Apply([]string{"a/most"}, r.random.desire)
+	for range 2 {
+		result := r.prog.Apply([]string{"b/over"}, r.random.desire)
+		problems := result.Problems["b/over"]
+		const want = "frontends_v4 is full (4096 of 4096 entries); raise --max-frontends; left out of this service: 2, the first NodePort 10.0.0.2:3000"
+		if len(problems) != 1 || problems[0].Reason != ReasonMapFull || problems[0].Field != "ports[3].node_port" ||
+			!strings.HasPrefix(problems[0].Message, want) || !slices.Equal(result.Retry, []string{"b/over"}) {
+			t.Fatalf("%+v", result)
+		}
+	}
+	delete(r.random.wanted, "a/most")
+	r.prog.Apply([]string{"a/most"}, r.random.desire)
+	if result := r.prog.Apply([]string{"b/over"}, r.random.desire); len(result.Problems["b/over"]) != 0 || len(result.Retry) != 0 {
+		t.Fatalf("with room: %+v", result)
 	}
 }
 

@@ -63,6 +63,8 @@ func (m *memory) DeleteFrontends(_ tables.Family, keys []tables.FrontendKey) err
 	return nil
 }
 
+func (m *memory) FrontendCapacity(tables.Family) uint32 { return 4096 }
+
 func (m *memory) BackendCapacity(f tables.Family) uint32 { return uint32(len(m.backends[f])) }
 
 func (m *memory) ReadBackends(f tables.Family, first, n uint32) ([]tables.Backend, error) {

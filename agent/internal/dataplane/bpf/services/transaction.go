@@ -3,10 +3,14 @@
 package services
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
+	"github.com/millrace-project/millrace/bpf/layout"
 )
 
 // transaction takes some services from what is programmed to what is desired.
@@ -330,10 +334,15 @@ func (tx *transaction) writeFrontends(f tables.Family) {
 		entries[i] = w.entry
 	}
 	err := tx.tables.PutFrontends(f, entries)
+	full := map[string]*leftOut{}
 	for _, w := range writes {
 		if err != nil {
 			if single := tx.tables.PutFrontends(f, []tables.FrontendEntry{w.entry}); single != nil {
-				tx.fail(w.plan, single, fmt.Sprintf("write %s to frontends_%s", w.entry.Key, f))
+				if errors.Is(single, unix.E2BIG) {
+					tx.leaveOut(full, w.plan, w.entry)
+				} else {
+					tx.fail(w.plan, single, fmt.Sprintf("write %s to frontends_%s", w.entry.Key, f))
+				}
 				if s := tx.slots[w.entry.Key]; s.present && s.value.ServiceID != w.plan.id {
 					tx.released[w.entry.Key] = struct{}{}
 				}
@@ -345,6 +354,39 @@ func (tx *transaction) writeFrontends(f tables.Family) {
 			at.shrunk = tx.now() // perhaps later than planned, after failures
 		}
 		s.value, s.present = w.entry.Value, true
+	}
+	if len(full) > 0 {
+		tx.tellFull(f, full)
+	}
+}
+
+// leftOut is what the full map of frontends has no room for of a service.
+type leftOut struct {
+	first tables.FrontendEntry
+	field string
+	count int
+}
+
+func (tx *transaction) leaveOut(full map[string]*leftOut, p *plan, e tables.FrontendEntry) {
+	p.failed = true
+	tx.retry[p.service] = struct{}{}
+	if full[p.service] == nil {
+		full[p.service] = &leftOut{first: e, field: fieldOf(layout.FrontendFlags(e.Value.Flags), p.want.Index)}
+	}
+	full[p.service].count++
+}
+
+// tellFull gives every service that was left out of the map one problem.
+func (tx *transaction) tellFull(f tables.Family, full map[string]*leftOut) {
+	entries, _ := tx.Fill(f)
+	for name, out := range full {
+		tx.problems[name] = append(tx.problems[name], Problem{
+			Reason: ReasonMapFull,
+			Field:  out.field,
+			Message: fmt.Sprintf("frontends_%s is full (%d of %d entries); raise --max-frontends; left out of this service: %d, the first %s %s",
+				f, entries, tx.tables.FrontendCapacity(f), out.count,
+				KindOf(layout.FrontendFlags(out.first.Value.Flags)), out.first.Key),
+		})
 	}
 }
 

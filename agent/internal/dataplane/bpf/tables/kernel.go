@@ -103,6 +103,9 @@ func (k *Kernel) ReadFrontends(f Family, each func(FrontendEntry)) error {
 	return readFrontends[layout.V6](k.family[f].Frontends, f, each)
 }
 
+// FrontendCapacity implements Frontends.
+func (k *Kernel) FrontendCapacity(f Family) uint32 { return k.family[f].Frontends.MaxEntries() }
+
 // PutFrontends implements Frontends.
 func (k *Kernel) PutFrontends(f Family, entries []FrontendEntry) error {
 	if f == V4 {

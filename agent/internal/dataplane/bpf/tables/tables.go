@@ -165,6 +165,8 @@ type RouteEntry struct {
 // a lookup sees the old value or the new. Calls with several entries write them
 // in any order and may have written some when they fail.
 type Frontends interface {
+	// FrontendCapacity returns how many entries there can be.
+	FrontendCapacity(f Family) uint32
 	// ReadFrontends calls each with every entry.
 	ReadFrontends(f Family, each func(FrontendEntry)) error
 	PutFrontends(f Family, entries []FrontendEntry) error
