@@ -157,6 +157,9 @@ func parseEndpoint(object *model.EndpointSlice, index int, problems *problem.Lis
 		r     record
 		found bool
 	)
+	if len(endpoint.Addresses) == 0 {
+		problems.Add(fmt.Sprintf("endpoints[%d].addresses", index), "no address is given: the endpoint is not used")
+	}
 	for j, text := range endpoint.Addresses {
 		field := func() string { return fmt.Sprintf("endpoints[%d].addresses[%d]", index, j) }
 		addr, err := address.ParseUnicast(text)

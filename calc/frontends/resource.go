@@ -24,8 +24,8 @@ func (c *Claims) Build(service *services.Service, backendSlices int) (*dataplane
 	}
 	for _, ip := range service.ClusterIPs {
 		if holder := c.clusterIPs[ip.Addr].first; holder != service {
-			problems.Add(ip.Field(), "%s is the cluster IP of service %s, which is older: not served until that one gives it up",
-				ip.Addr, holder)
+			problems.Add(ip.Field(), "%s is the cluster IP of service %s, which %s: not served until that one gives it up",
+				ip.Addr, holder, seniority(holder, service))
 			continue
 		}
 		content.ClusterIps = append(content.ClusterIps, ip.Addr.AsSlice())
@@ -46,6 +46,18 @@ func (c *Claims) Build(service *services.Service, backendSlices int) (*dataplane
 		}
 	}
 	return content, problems.Sorted()
+}
+
+// seniority says why the holder comes before the service.
+func seniority(holder, service *services.Service) string {
+	switch {
+	case holder.Created == service.Created:
+		return "comes first by namespace and name"
+	case holder.Created == 0:
+		return "comes first as it has no creation time"
+	default:
+		return "is older"
+	}
 }
 
 func isExternal(service *services.Service, ip services.Address) bool {
@@ -71,8 +83,8 @@ func (c *Claims) ports(service *services.Service, problems *problem.List) []*dat
 				slab[i].NodePort = uint32(port.NodePort)
 			} else {
 				problems.Add(fmt.Sprintf("spec.ports[%d].nodePort", port.Index),
-					"%d/%s is held by service %s, which is older: not served at the nodes until that one gives it up",
-					port.NodePort, services.ProtocolName(port.Protocol), holder)
+					"%d/%s is held by service %s, which %s: not served at the nodes until that one gives it up",
+					port.NodePort, services.ProtocolName(port.Protocol), holder, seniority(holder, service))
 			}
 		}
 		ports[i] = &slab[i]
@@ -99,8 +111,8 @@ func (c *Claims) heldPorts(
 			problems.Add(field, "%s is the cluster IP of service %s, which has port %s: not served until that one gives it up",
 				ip.Addr, holder, port)
 		default:
-			problems.Add(field, "%s port %s is held by service %s, which is older: not served until that one gives it up",
-				ip.Addr, port, holder)
+			problems.Add(field, "%s port %s is held by service %s, which %s: not served until that one gives it up",
+				ip.Addr, port, holder, seniority(holder, service))
 		}
 	}
 	if held == nil {

@@ -70,6 +70,27 @@ func TestProblems(t *testing.T) {
 			service("y", created(2), clusterIPs("10.96.0.2"), nodePort(30000))},
 			[]string{"Service ns/y: spec.ports[0].nodePort: 30000/TCP is held by service ns/x, which is older: not served at the nodes until that one gives it up"},
 			[]string{cluster, "frontend cluster 6 10.96.0.2:80 = ns/y:web", "frontend node 6 *:30000 = ns/x:web"}},
+		{"no ports", []model.Object{service("x", func(s *model.Service) { s.Ports = nil })},
+			[]string{"Service ns/x: spec.ports: no port is given: the service is not served"}, nil},
+		{"target port out of range", []model.Object{service("x", web(func(p *model.ServicePort) { p.TargetPort = 70000 }))},
+			[]string{"Service ns/x: spec.ports[0].targetPort: 70000 is not a port (1 to 65535): ignored; backends are reached at the ports of their slices"},
+			[]string{cluster}},
+		{"unsupported fields", []model.Object{service("x", func(s *model.Service) {
+			s.Unsupported = model.Unsupported{SessionAffinity: "ClientIP", SourceRanges: true, ExternalTrafficPolicy: "Local",
+				InternalTrafficPolicy: "Local", TrafficDistribution: "PreferClose", TopologyMode: "Auto"}
+		})},
+			[]string{
+				"Service ns/x: metadata.annotations[service.kubernetes.io/topology-mode]: Auto is not supported yet: ignored; backends of all zones are used",
+				"Service ns/x: spec.externalTrafficPolicy: Local is not supported yet: ignored; backends of all nodes are used, and those of other nodes do not see the client's address",
+				"Service ns/x: spec.internalTrafficPolicy: Local is not supported yet: ignored; backends of all nodes are used",
+				"Service ns/x: spec.loadBalancerSourceRanges: a list of sources is not supported yet: ignored; every client gets in",
+				"Service ns/x: spec.sessionAffinity: ClientIP is not supported yet: ignored; every connection chooses a backend anew",
+				"Service ns/x: spec.trafficDistribution: PreferClose is not supported yet: ignored; backends of all zones are used",
+			}, []string{cluster}},
+		{"fields as the API server fills them in", []model.Object{service("x", func(s *model.Service) {
+			s.Unsupported = model.Unsupported{SessionAffinity: "None", ExternalTrafficPolicy: "Cluster",
+				InternalTrafficPolicy: "Cluster", TopologyMode: "Disabled"}
+		})}, nil, []string{cluster}},
 		{"unknown type", []model.Object{service("x", func(s *model.Service) { s.Type = "Magic" })},
 			[]string{`Service ns/x: spec.type: "Magic" is not a type of service: treated as ClusterIP`}, []string{cluster}},
 		{"no cluster IP", []model.Object{service("x", clusterIPs())},
@@ -93,6 +114,10 @@ func TestProblems(t *testing.T) {
 		{"cluster IP claimed twice", []model.Object{service("x", created(1)), service("w", created(2), externalIPs("192.0.2.1"))},
 			[]string{"Service ns/w: spec.clusterIPs[0]: 10.96.0.1 is the cluster IP of service ns/x, which is older: not served until that one gives it up"},
 			[]string{cluster, "frontend external 6 192.0.2.1:80 = ns/w:web"}},
+		{"node port claimed by a service without a creation time", []model.Object{service("y", created(0), nodePort(30000)),
+			service("x", created(2), clusterIPs("10.96.0.2"), nodePort(30000))},
+			[]string{"Service ns/x: spec.ports[0].nodePort: 30000/TCP is held by service ns/y, which comes first as it has no creation time: not served at the nodes until that one gives it up"},
+			[]string{"frontend cluster 6 10.96.0.1:80 = ns/y:web", "frontend cluster 6 10.96.0.2:80 = ns/x:web", "frontend node 6 *:30000 = ns/y:web"}},
 		{"external IP unparsable", []model.Object{service("x", externalIPs("nope", "192.0.2.1"))},
 			[]string{`Service ns/x: spec.externalIPs[0]: "nope" is not an IP address: not served`},
 			[]string{cluster, "frontend external 6 192.0.2.1:80 = ns/x:web"}},
@@ -108,7 +133,7 @@ func TestProblems(t *testing.T) {
 			}, []string{cluster}},
 		{"external IP claimed twice, as old", []model.Object{service("x", externalIPs("192.0.2.1")),
 			service("y", clusterIPs("10.96.0.2"), externalIPs("192.0.2.1"), second(model.ServicePort{Name: "b", Port: 81}))},
-			[]string{"Service ns/y: spec.externalIPs[0]: 192.0.2.1 port 80/TCP is held by service ns/x, which is older: not served until that one gives it up"},
+			[]string{"Service ns/y: spec.externalIPs[0]: 192.0.2.1 port 80/TCP is held by service ns/x, which comes first by namespace and name: not served until that one gives it up"},
 			[]string{cluster, "frontend cluster 6 10.96.0.2:80 = ns/y:web", "frontend cluster 6 10.96.0.2:81 = ns/y:b",
 				"frontend external 6 192.0.2.1:80 = ns/x:web", "frontend external 6 192.0.2.1:81 = ns/y:b"}},
 		{"external IP is another's cluster IP", []model.Object{service("x", created(9)),
@@ -148,6 +173,7 @@ func TestProblems(t *testing.T) {
 			[]string{
 				"EndpointSlice ns/x-1: endpoints[1].addresses[0]: fd01::1 is an IPv6 address in a slice of IPv4: not used",
 				`EndpointSlice ns/x-1: endpoints[2].addresses[0]: "10.1.0.300" is not an IP address: not used`,
+				"EndpointSlice ns/x-1: endpoints[3].addresses: no address is given: the endpoint is not used",
 			}, []string{backend, cluster}},
 		{"target ports", []model.Object{service("x"), badSlice(func(s *model.EndpointSlice) {
 			s.Ports = append(s.Ports, model.EndpointPort{Name: "big", Port: ptr[int32](65536)},

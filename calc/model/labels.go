@@ -16,6 +16,9 @@ const (
 	LabelZone = "topology.kubernetes.io/zone"
 )
 
+// AnnotationTopologyMode, on a Service, asks for backends near the client.
+const AnnotationTopologyMode = "service.kubernetes.io/topology-mode"
+
 // TrimLabels gives the labels that the calculation reads, nil if there are
 // none. Sources use it to keep their caches small.
 func TrimLabels(labels map[string]string) map[string]string {

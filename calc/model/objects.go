@@ -25,6 +25,26 @@ type Service struct {
 	Ports []ServicePort
 	// Ingress is status.loadBalancer.ingress.
 	Ingress []LoadBalancerIngress
+	// Unsupported is what the object asks for and the dataplane ignores: it
+	// is reported, nothing is computed from it.
+	Unsupported Unsupported
+}
+
+// Unsupported holds fields of a Service that are only reported. Sources need
+// to keep only values that are reported.
+type Unsupported struct {
+	// SessionAffinity is spec.sessionAffinity.
+	SessionAffinity string
+	// SourceRanges tells that spec.loadBalancerSourceRanges has entries.
+	SourceRanges bool
+	// ExternalTrafficPolicy is spec.externalTrafficPolicy.
+	ExternalTrafficPolicy string
+	// InternalTrafficPolicy is spec.internalTrafficPolicy.
+	InternalTrafficPolicy string
+	// TrafficDistribution is spec.trafficDistribution.
+	TrafficDistribution string
+	// TopologyMode is the annotation AnnotationTopologyMode.
+	TopologyMode string
 }
 
 // ServicePort is one of spec.ports of a Service.
@@ -35,6 +55,9 @@ type ServicePort struct {
 	Port     int32
 	// NodePort is 0 if there is none.
 	NodePort int32
+	// TargetPort is targetPort if that is a number, 0 if not. Backends bring
+	// their ports along; it is only checked.
+	TargetPort int32
 }
 
 // LoadBalancerIngress is one of status.loadBalancer.ingress of a Service.

@@ -31,6 +31,9 @@ func ParseProtocol(text string) (protocol dataplanev1.Protocol, known bool) {
 func ValidPort(port int32) bool { return port >= 1 && port <= 65535 }
 
 func parsePorts(object *model.Service, problems *problem.List) []Port {
+	if len(object.Ports) == 0 {
+		problems.Add("spec.ports", "no port is given: the service is not served")
+	}
 	usable := make([]Port, 0, len(object.Ports))
 	for i := range object.Ports {
 		if port, ok := parsePort(object, i, usable, problems); ok {
@@ -60,6 +63,9 @@ func parsePort(object *model.Service, index int, before []Port, problems *proble
 	if !ValidPort(spec.Port) {
 		problems.Add(field("port"), "%d is not a port (1 to 65535): the port is not served", spec.Port)
 		usable = false
+	}
+	if spec.TargetPort != 0 && !ValidPort(spec.TargetPort) {
+		problems.Add(field("targetPort"), "%d is not a port (1 to 65535): ignored; backends are reached at the ports of their slices", spec.TargetPort)
 	}
 	port := Port{Name: spec.Name, Protocol: protocol, Port: uint16(spec.Port), Index: index}
 	switch {

@@ -117,7 +117,35 @@ func Parse(object *model.Service) (*Service, []problem.Problem) {
 	service.ExternalIPs = parseExternalIPs(object, families, problems)
 	service.LoadBalancerIPs = parseIngress(object, families, problems)
 	service.Ports = parsePorts(object, problems)
+	reportUnsupported(&object.Unsupported, problems)
 	return service, problems.Sorted()
+}
+
+// reportUnsupported tells what an object asks for in vain.
+func reportUnsupported(object *model.Unsupported, problems *problem.List) {
+	report := func(field, value, consequence string) {
+		problems.Add(field, "%s is not supported yet: ignored; %s", value, consequence)
+	}
+	if object.SessionAffinity == "ClientIP" {
+		report("spec.sessionAffinity", object.SessionAffinity, "every connection chooses a backend anew")
+	}
+	if object.SourceRanges {
+		report("spec.loadBalancerSourceRanges", "a list of sources", "every client gets in")
+	}
+	const local = "Local"
+	if object.ExternalTrafficPolicy == local {
+		report("spec.externalTrafficPolicy", local, "backends of all nodes are used, and those of other nodes do not see the client's address")
+	}
+	if object.InternalTrafficPolicy == local {
+		report("spec.internalTrafficPolicy", local, "backends of all nodes are used")
+	}
+	const anywhere = "backends of all zones are used"
+	if object.TrafficDistribution != "" {
+		report("spec.trafficDistribution", object.TrafficDistribution, anywhere)
+	}
+	if strings.EqualFold(object.TopologyMode, "Auto") {
+		report("metadata.annotations["+model.AnnotationTopologyMode+"]", object.TopologyMode, anywhere)
+	}
 }
 
 // headless tells that a service has explicitly no cluster IP.

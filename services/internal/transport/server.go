@@ -38,9 +38,9 @@ func (f *ServerFlags) Register(flags *pflag.FlagSet) {
 // Credentials returns how to listen on a TCP address. It refuses plaintext on
 // an address that is not loopback, unless told otherwise.
 func (f *ServerFlags) Credentials(address string) (credentials.TransportCredentials, error) {
-	host, _, err := net.SplitHostPort(address)
+	host, err := CheckAddress("--listen", address)
 	if err != nil {
-		return nil, fmt.Errorf("--listen: %q must be HOST:PORT", address)
+		return nil, err
 	}
 	switch {
 	case f.CertFile == "" && f.KeyFile == "" && f.ClientCAFile == "":
@@ -78,6 +78,18 @@ func (f *ServerFlags) Credentials(address string) (credentials.TransportCredenti
 		config.ClientAuth = tls.RequireAndVerifyClientCert
 	}
 	return credentials.NewTLS(config), nil
+}
+
+// CheckAddress gives the host of a flag's address if one can listen on it.
+func CheckAddress(flag, address string) (host string, err error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", fmt.Errorf("%s: %q must be HOST:PORT", flag, address)
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil {
+		return "", fmt.Errorf("%s: %q must be HOST:PORT with a port of 0 to 65535", flag, address)
+	}
+	return host, nil
 }
 
 func isLoopback(host string) bool {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/millrace-project/millrace/services/internal/buildinfo"
+	"github.com/millrace-project/millrace/services/internal/flagerror"
 )
 
 // Exit codes.
@@ -54,7 +55,9 @@ directory of manifests must be read by one calculator only.`,
 		},
 	}
 	o.register(root.Flags())
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{errors.New(flagerror.Message(cmd, err))}
+	})
 	root.AddCommand(&cobra.Command{
 		Use:   "version",
 		Short: "Print the version",

@@ -23,7 +23,7 @@ func TestWrongFlagsSayWhatIsAllowed(t *testing.T) {
 		args string
 		want []string
 	}{
-		{"--nonsense", []string{"--nonsense"}},
+		{"--nonsense", []string{"--nonsense", "allowed are", "--source"}},
 		{"--source=etcd", []string{"--source", "kube, dir"}},
 		{"--source=dir", []string{"--manifests must name a directory"}},
 		{"--source=dir --manifests=" + dir + "/absent", []string{"--manifests", "no such file"}},
@@ -33,6 +33,7 @@ func TestWrongFlagsSayWhatIsAllowed(t *testing.T) {
 		{"--log-level=loud", []string{"--log-level", "debug, info, warn, error"}},
 		{"--log-format=xml", []string{"--log-format", "json, console"}},
 		{"--listen=7700", []string{"--listen", "HOST:PORT"}},
+		{"--listen=127.0.0.1:99999", []string{"--listen", "99999", "0 to 65535"}},
 		{"--listen=0.0.0.0:7700", []string{"not loopback", "--insecure", "--tls-cert"}},
 		{"--listen=:7700", []string{"not loopback", "--insecure"}},
 		{"--listen=", []string{"--listen and --socket"}},
@@ -40,6 +41,9 @@ func TestWrongFlagsSayWhatIsAllowed(t *testing.T) {
 		{"--tls-cert=" + file + " --tls-key=" + file, []string{"--tls-cert, --tls-key"}},
 		{"--tls-client-ca=" + file, []string{"--tls-client-ca only with them"}},
 		{"--metrics-listen=9", []string{"--metrics-listen", "HOST:PORT"}},
+		{"--metrics-listen=127.0.0.1:-1", []string{"--metrics-listen", "0 to 65535"}},
+		{"--pprof=maybe", []string{`--pprof "maybe"`, "true or false"}},
+		{"--drain-time=5", []string{`--drain-time "5"`, "with its unit", "5s"}},
 		{"--drain-time=-1s", []string{"--drain-time", "negative"}},
 		{"--drain-time=soon", []string{"--drain-time", "soon"}},
 		{"serve", []string{`"serve"`, "no arguments"}},

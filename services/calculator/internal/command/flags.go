@@ -4,7 +4,6 @@ package command
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -107,8 +106,8 @@ func (o *options) validate(cmd *cobra.Command) error {
 		}
 	}
 	if o.metricsListen != "" {
-		if _, _, err := net.SplitHostPort(o.metricsListen); err != nil {
-			return fmt.Errorf("--metrics-listen: %q must be HOST:PORT", o.metricsListen)
+		if _, err := transport.CheckAddress("--metrics-listen", o.metricsListen); err != nil {
+			return err
 		}
 	}
 	for name, value := range map[string]time.Duration{

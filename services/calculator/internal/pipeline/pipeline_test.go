@@ -4,6 +4,7 @@ package pipeline_test
 
 import (
 	"context"
+	"fmt"
 	"runtime"
 	"strings"
 	"testing"
@@ -180,5 +181,34 @@ func TestProblemsComeAndGo(t *testing.T) {
 	gone := h.logs.FilterMessage("problem is gone").All()
 	if len(gone) != 2 {
 		t.Fatalf("%d problems logged as gone, want 2", len(gone))
+	}
+}
+
+// A metric names objects and fields with a problem, up to a bound.
+func TestProblemsAreNamed(t *testing.T) {
+	h := newHarness(t)
+	const name = "millrace_calculator_problem"
+	at := func(object, field, message string) problem.Problem {
+		return problem.Problem{Object: model.Key{Kind: model.KindService, Namespace: "default", Name: object}, Field: field, Message: message}
+	}
+	h.pipeline.SetProblems("x", []problem.Problem{at("a", "spec", "is odd"), at("a", "spec", "is even"), at("b\xff", "", "is odd")})
+	text := "# HELP " + name + " Objects and fields with a problem, each 1; the first 100 alone.\n# TYPE " + name + " gauge\n" +
+		name + `{field="spec",kind="Service",name="a",namespace="default"} 1` + "\n" +
+		name + `{field="",kind="Service",name="b�",namespace="default"} 1` + "\n"
+	if err := testutil.GatherAndCompare(h.registry, strings.NewReader(text), name); err != nil {
+		t.Error(err)
+	}
+	var many []problem.Problem
+	for i := range 150 {
+		many = append(many, at(fmt.Sprint("s", i), "", "is odd"))
+	}
+	for _, test := range []struct {
+		problems []problem.Problem
+		series   int
+	}{{many, 100}, {many[:3], 3}, {nil, 0}} {
+		h.pipeline.SetProblems("x", test.problems)
+		if count, err := testutil.GatherAndCount(h.registry, name); err != nil || count != test.series {
+			t.Errorf("%d series of %d problems (%v), want %d", count, len(test.problems), err, test.series)
+		}
 	}
 }

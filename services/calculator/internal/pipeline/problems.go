@@ -3,7 +3,9 @@
 package pipeline
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,7 +43,10 @@ func NewProblems(log *zap.Logger, registry prometheus.Registerer) *Problems {
 	for _, kind := range model.Kinds() {
 		p.gauge.WithLabelValues(string(kind)) // series exist at 0
 	}
-	registry.MustRegister(p.gauge)
+	registry.MustRegister(p.gauge, &problemCollector{problems: p,
+		desc: prometheus.NewDesc("millrace_calculator_problem",
+			fmt.Sprintf("Objects and fields with a problem, each 1; the first %d alone.", maxProblemSeries),
+			[]string{"kind", "namespace", "name", "field"}, nil)})
 	return p
 }
 
@@ -108,4 +113,36 @@ func (p *Problems) List() []problem.Problem {
 	}
 	slices.SortFunc(list, problem.Problem.Compare)
 	return list
+}
+
+// maxProblemSeries bounds what a cluster full of problems costs a metrics
+// store. How many there are in all is told by the count.
+const maxProblemSeries = 100
+
+// problemCollector names objects and fields with a problem when somebody asks.
+type problemCollector struct {
+	problems *Problems
+	desc     *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (c *problemCollector) Describe(descs chan<- *prometheus.Desc) { descs <- c.desc }
+
+// Collect implements prometheus.Collector.
+func (c *problemCollector) Collect(out chan<- prometheus.Metric) {
+	seen := map[[4]string]bool{} // a field may have several problems
+	for _, one := range c.problems.List() {
+		labels := [4]string{string(one.Object.Kind), one.Object.Namespace, one.Object.Name, one.Field}
+		for i, label := range labels {
+			labels[i] = strings.ToValidUTF8(label, "\uFFFD") // the name of a file may be anything
+		}
+		if seen[labels] {
+			continue
+		}
+		if len(seen) == maxProblemSeries {
+			return
+		}
+		seen[labels] = true
+		out <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, 1, labels[:]...)
+	}
 }

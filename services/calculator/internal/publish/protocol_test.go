@@ -171,6 +171,9 @@ func TestRemovedNodeIsToldSo(t *testing.T) {
 func TestAcksAndLag(t *testing.T) {
 	c := newCalculator(t, publish.Options{})
 	c.publish(cluster(1, "n1"))
+	if got := c.counter("millrace_calculator_lag_revisions"); got != 0 {
+		t.Errorf("the metric counts a lag of %v of a node that never had an agent", got)
+	}
 	a := newAgent(t, "n1")
 	a.connect(c)
 	state := func() (lag, acked uint64, latency time.Duration) {

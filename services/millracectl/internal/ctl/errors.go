@@ -8,9 +8,10 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/millrace-project/millrace/services/internal/flagerror"
 )
 
 // usageError is a command line that makes no sense.
@@ -28,28 +29,9 @@ func isUsage(err error) bool {
 }
 
 // flagError turns a flag that cannot be parsed into one line that says what is
-// allowed: the flags of the command if there is no such flag, else the values.
+// allowed.
 func flagError(cmd *cobra.Command, err error) error {
-	var unknown *pflag.NotExistError
-	if errors.As(err, &unknown) {
-		return usagef("%s of %q; allowed are %s", err, cmd.CommandPath(), strings.Join(flagNames(cmd), ", "))
-	}
-	return usagef("%s", err)
-}
-
-func flagNames(cmd *cobra.Command) []string {
-	var names []string
-	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if f.Hidden {
-			return
-		}
-		name := "--" + f.Name
-		if f.Shorthand != "" {
-			name = "-" + f.Shorthand + "/" + name
-		}
-		names = append(names, name)
-	})
-	return names
+	return usagef("%s", flagerror.Message(cmd, err))
 }
 
 // subcommandRequired refuses arguments of a command that has subcommands,

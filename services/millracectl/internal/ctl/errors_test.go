@@ -20,6 +20,7 @@ func TestUsage(t *testing.T) {
 		{"status -x", []string{"'x'", "--agent"}},
 		{"status -o xml", []string{"xml", "table, wide, json or yaml"}},
 		{"status --timeout soon", []string{"soon", "--timeout"}},
+		{"status --timeout 5", []string{`--timeout "5"`, "with its unit", "5s"}},
 		{"status --timeout 0s", []string{"--timeout 0s", "above 0"}},
 		{"nonesuch", []string{"nonesuch", "status", "completion", "dump"}},
 		{"maps nonesuch", []string{"nonesuch", "allowed are dump"}},

@@ -239,7 +239,7 @@ func (f *fakeCalculator) ListNodes(context.Context, *calculatorv1.ListNodesReque
 				Problems:          []string{"endpoint shop/web-1: no device found for 10.1.0.9"},
 			},
 		},
-		{Name: "node-2"},
+		{Name: "node-2", Lag: 42},
 	}}, nil
 }
 

@@ -43,7 +43,7 @@ func (a *App) nodes(cmd *cobra.Command) error {
 	for _, n := range answer.GetNodes() {
 		cells := []string{
 			n.GetName(), yesNo(n.GetConnected()), yesNo(n.GetInSync()),
-			number(n.GetAck().GetProgrammedRevision()), number(n.GetSentRevision()), number(n.GetLag()),
+			number(n.GetAck().GetProgrammedRevision()), number(n.GetSentRevision()), lag(n),
 			duration(n.GetLastLatency()), nodeErrors(n.GetAck()),
 		}
 		if a.output.wide() {
@@ -84,6 +84,15 @@ func (a *App) listNodes(cmd *cobra.Command) (*calculatorv1.ListNodesResponse, er
 		return nil, rpcError("listing nodes", s.target, err)
 	}
 	return answer, nil
+}
+
+// lag tells how far a node is behind, which says nothing of one that has never
+// had an agent.
+func lag(n *calculatorv1.NodeState) string {
+	if !n.GetConnected() && n.GetConnectTime() == nil {
+		return "-"
+	}
+	return number(n.GetLag())
 }
 
 // nodeErrors counts what a node fails to program, and since which revision.

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/millrace-project/millrace/calc/model"
 )
@@ -106,12 +107,34 @@ func service(o *corev1.Service) *model.Service {
 		s.IPFamilies = append(s.IPFamilies, own(string(family)))
 	}
 	for _, port := range o.Spec.Ports {
-		s.Ports = append(s.Ports, model.ServicePort{Name: own(port.Name), Protocol: own(string(port.Protocol)), Port: port.Port, NodePort: port.NodePort})
+		s.Ports = append(s.Ports, model.ServicePort{Name: own(port.Name), Protocol: own(string(port.Protocol)), Port: port.Port, NodePort: port.NodePort,
+			TargetPort: targetPort(port.TargetPort)})
 	}
 	for _, ingress := range o.Status.LoadBalancer.Ingress {
 		s.Ingress = append(s.Ingress, model.LoadBalancerIngress{IP: own(ingress.IP), IPMode: own(string(deref(ingress.IPMode)))})
 	}
+	s.Unsupported = unsupported(o)
 	return s
+}
+
+// targetPort gives a numeric target port; named ones are other components'
+// matter.
+func targetPort(port intstr.IntOrString) int32 {
+	if port.Type != intstr.Int {
+		return 0
+	}
+	return port.IntVal
+}
+
+func unsupported(o *corev1.Service) model.Unsupported {
+	return model.Unsupported{
+		SessionAffinity:       own(string(o.Spec.SessionAffinity)),
+		SourceRanges:          len(o.Spec.LoadBalancerSourceRanges) > 0,
+		ExternalTrafficPolicy: own(string(o.Spec.ExternalTrafficPolicy)),
+		InternalTrafficPolicy: own(string(deref(o.Spec.InternalTrafficPolicy))),
+		TrafficDistribution:   own(deref(o.Spec.TrafficDistribution)),
+		TopologyMode:          own(o.Annotations[model.AnnotationTopologyMode]),
+	}
 }
 
 func endpointSlice(o *discoveryv1.EndpointSlice) *model.EndpointSlice {

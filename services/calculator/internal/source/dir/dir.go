@@ -50,10 +50,12 @@ type Source struct {
 	path string
 	log  *zap.Logger
 
-	files   *files
-	known   map[string]stamp  // of files as they were read last
-	dirty   map[string]*dirty // files that may have changed
-	version uint64
+	files *files
+	known map[string]stamp  // of files as they were read last
+	dirty map[string]*dirty // files that may have changed
+	// dangling has links to what is not there. Nothing is heard when it comes.
+	dangling map[string]struct{}
+	version  uint64
 }
 
 // stamp tells whether a file is still the one that was read.
@@ -75,7 +77,8 @@ func New(path string, log *zap.Logger) *Source {
 	if absolute, err := filepath.Abs(path); err == nil {
 		path = absolute // so that a file has one name, however it is come by
 	}
-	return &Source{path: path, log: log, files: newFiles(), known: map[string]stamp{}, dirty: map[string]*dirty{}}
+	return &Source{path: path, log: log, files: newFiles(), known: map[string]stamp{}, dirty: map[string]*dirty{},
+		dangling: map[string]struct{}{}}
 }
 
 // Name implements source.Source.
@@ -114,7 +117,7 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	lost := false // the watch, because the directory itself went away
 	for {
 		wait := s.nextDue(time.Now())
-		if lost {
+		if lost || len(s.dangling) > 0 {
 			wait = min(wait, relook)
 		}
 		timer.Reset(wait)
@@ -132,6 +135,11 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 		case <-timer.C:
 			if lost {
 				lost = s.recover(watcher, sink)
+			}
+			for path := range s.dangling {
+				if _, err := os.Stat(path); err == nil {
+					s.markDirty(path, time.Now())
+				}
 			}
 			s.process(sink, time.Now(), false)
 		}
@@ -294,18 +302,28 @@ func (s *Source) process(sink source.Sink, now time.Time, all bool) {
 func (s *Source) readFile(path string, now time.Time, d *dirty) (changes []source.Change, troubled map[string]struct{}, done bool) {
 	content, read, err := readWhole(path)
 	var m *manifest
+	delete(s.dangling, path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if _, known := s.known[path]; !known && s.files.byPath[path] == nil {
+		_, known := s.known[path]
+		known = known || s.files.byPath[path] != nil
+		target, noLink := os.Readlink(path)
+		if !known && noLink != nil {
 			return nil, nil, true
 		}
 		if _, err := os.Stat(s.path); err != nil {
 			return nil, nil, true // the directory itself is away: that removes nothing
 		}
-		if d.mayBeBack(now) {
+		if known && d.mayBeBack(now) {
 			return nil, nil, false
 		}
 		delete(s.known, path)
+		if noLink == nil {
+			s.dangling[path] = struct{}{}
+			m = &manifest{}
+			m.fail(documentKeyOf(path), "", fmt.Errorf("is a link to %s, which does not exist", target))
+			break
+		}
 		keys, paths := s.files.remove(path)
 		for key := range keys {
 			changes = append(changes, source.Change{Key: key, Object: s.files.object(key)})

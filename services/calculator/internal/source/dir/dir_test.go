@@ -255,7 +255,7 @@ func TestWhatDoesNotParseKeepsWhatItHad(t *testing.T) {
 	// A wrong type names document, object and field.
 	d.write("a.yaml", service("a", 11)+"---\n"+strings.Replace(service("b", 2), "port: 2", "port: two", 1))
 	d.expectServices("default/a:11 default/b:2 default/c:30")
-	d.expectProblems("File a.yaml#2: spec.ports.port: Service default/b: must be of type int32, not string")
+	d.expectProblems("File a.yaml#2: spec.ports[0].port: Service default/b: must be a number, not text")
 
 	// Whole again, without b: now it goes.
 	d.write("a.yaml", service("a", 12))
@@ -278,7 +278,46 @@ func TestBadHeads(t *testing.T) {
 		"File a.yaml#1: kind: is missing",
 		"File a.yaml#2: metadata.name: Service has no name",
 		`File a.yaml#3: apiVersion: EndpointSlice default/x: "discovery.k8s.io/v1beta1" is not read, write "discovery.k8s.io/v1"`,
-		"File a.yaml#4: ")
+		"File a.yaml#4: must be a mapping, not text")
+}
+
+func TestDanglingLinkIsToldUntilItLeadsSomewhere(t *testing.T) {
+	path, target := t.TempDir(), filepath.Join(t.TempDir(), "a")
+	if err := os.Symlink(target, filepath.Join(path, "a.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	d := watch(t, path)
+	d.expectProblems("File a.yaml: is a link to " + target + ", which does not exist")
+	if err := os.WriteFile(target, []byte(service("a", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.expectServices("default/a:1")
+	d.expectProblems()
+	if err := os.Remove(target); err != nil {
+		t.Fatal(err)
+	}
+	d.remove("a.yaml")
+	d.expectServices("")
+	d.expectProblems()
+}
+
+func TestWrongTypesAreToldInPlainWords(t *testing.T) {
+	for text, want := range map[string]string{
+		"spec: {ports: [{port: 1}, {port: eighty}]}":      "spec.ports[1].port: Service default/a: must be a number, not text",
+		"spec: {ports: [{port: 1}, {port: 80000000000}]}": "spec.ports[1].port: Service default/a: must be a whole number of at most 32 bits, not 80000000000",
+		"spec: {ports: 80}":                               "spec.ports: Service default/a: must be a list, not a number",
+		"spec: {ports: [80]}":                             "spec.ports[0]: Service default/a: must be a mapping, not a number",
+		"spec: {externalIPs: [x, 7]}":                     "spec.externalIPs[1]: Service default/a: must be text, not a number",
+		"spec: {publishNotReadyAddresses: [no]}":          "spec.publishNotReadyAddresses: Service default/a: must be true or false, not a list",
+		"spec: [x]":                                       "spec: Service default/a: must be a mapping, not a list",
+	} {
+		t.Run(text, func(t *testing.T) {
+			t.Parallel()
+			d := watch(t, t.TempDir())
+			d.write("a.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"+text+"\n")
+			d.expectProblems("File a.yaml#1: " + want)
+		})
+	}
 }
 
 func TestFirstFileByNameWins(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"reflect"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -151,7 +152,7 @@ func (m *manifest) parseObject(where model.Key, document int, within string, dat
 		Items []json.RawMessage `json:"items"`
 	}
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(data, &head); err != nil {
-		field, message := typeError(err)
+		field, message := typeError(err, data)
 		m.fail(where, join(within, field), errors.New(message))
 		return
 	}
@@ -192,7 +193,7 @@ func (m *manifest) parseObject(where model.Key, document int, within string, dat
 	object := build()
 	unknown, err := kjson.UnmarshalStrict(data, object)
 	if err != nil {
-		field, message := typeError(err)
+		field, message := typeError(err, data)
 		m.fail(where, join(within, field), fmt.Errorf("%s: %s", key, message))
 		return
 	}
@@ -251,10 +252,116 @@ func join(within, field string) string {
 
 // typeError takes an error of decoding apart into the field it is about and a
 // message without the decoder's own jargon.
-func typeError(err error) (field, message string) {
+func typeError(err error, data []byte) (field, message string) {
 	var mistyped *json.UnmarshalTypeError
-	if errors.As(err, &mistyped) {
-		return mistyped.Field, fmt.Sprintf("must be of type %s, not %s", mistyped.Type, mistyped.Value)
+	if !errors.As(err, &mistyped) {
+		return "", err.Error()
 	}
-	return "", err.Error()
+	var document any
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.UseNumber()
+	field = mistyped.Field
+	if field != "" && decoder.Decode(&document) == nil {
+		if located, ok := locate(document, strings.Split(field, "."), mistyped.Value); ok {
+			field = strings.TrimPrefix(located, ".")
+		}
+	}
+	return field, fmt.Sprintf("must be %s, not %s", wanted(mistyped), found(mistyped.Value))
+}
+
+// wanted says what a field must be.
+func wanted(mistyped *json.UnmarshalTypeError) string {
+	kind := mistyped.Type
+	for kind.Kind() == reflect.Pointer {
+		kind = kind.Elem()
+	}
+	switch kind.Kind() {
+	case reflect.Struct, reflect.Map:
+		return "a mapping"
+	case reflect.Slice, reflect.Array:
+		return "a list"
+	case reflect.String:
+		return "text"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		if strings.HasPrefix(mistyped.Value, numberPrefix) {
+			return fmt.Sprintf("a whole number of at most %d bits", kind.Bits())
+		}
+		return "a number"
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Float32, reflect.Float64:
+		return "a number"
+	default:
+		return "of type " + kind.String()
+	}
+}
+
+// numberPrefix is before a number that the decoder quotes, because it is one
+// but of the wrong kind or size.
+const numberPrefix = "number "
+
+// found says what a field is, from the decoder's word for it.
+func found(value string) string {
+	switch value {
+	case "object":
+		return "a mapping"
+	case "array":
+		return "a list"
+	case "string":
+		return "text"
+	case "bool":
+		return "true or false"
+	case "number":
+		return "a number"
+	default:
+		return strings.TrimPrefix(value, numberPrefix)
+	}
+}
+
+// locate gives the path of the first value of the decoder's kind under the
+// names, with the indexes of the lists on the way, which the decoder leaves
+// out.
+func locate(value any, names []string, kind string) (path string, ok bool) {
+	if list, isList := value.([]any); isList && len(names) > 0 {
+		for i, item := range list {
+			if path, ok := locate(item, names, kind); ok {
+				return fmt.Sprintf("[%d]%s", i, path), true
+			}
+		}
+		return "", false
+	}
+	if len(names) == 0 {
+		if list, isList := value.([]any); isList && kind != "array" {
+			for i, item := range list {
+				if isKind(item, kind) {
+					return fmt.Sprintf("[%d]", i), true
+				}
+			}
+		}
+		return "", isKind(value, kind)
+	}
+	fields, isMapping := value.(map[string]any)
+	if !isMapping {
+		return "", false
+	}
+	path, ok = locate(fields[names[0]], names[1:], kind)
+	return "." + names[0] + path, ok
+}
+
+// isKind tells whether a value is what the decoder calls kind.
+func isKind(value any, kind string) bool {
+	switch value := value.(type) {
+	case map[string]any:
+		return kind == "object"
+	case []any:
+		return kind == "array"
+	case string:
+		return kind == "string"
+	case bool:
+		return kind == "bool"
+	case json.Number:
+		return kind == "number" || kind == numberPrefix+value.String()
+	default:
+		return false
+	}
 }
