@@ -205,6 +205,8 @@ type tcPodEgressCtScratchV4 struct {
 		TcpFlags      [2]uint8
 		Pad           [3]uint8
 	}
+	Seq uint32
+	_   [4]byte
 }
 
 type tcPodEgressCtScratchV6 struct {
@@ -334,6 +336,8 @@ type tcPodEgressCtScratchV6 struct {
 		TcpFlags      [2]uint8
 		Pad           [3]uint8
 	}
+	Seq uint32
+	_   [4]byte
 }
 
 type tcPodEgressFragment struct {

@@ -205,6 +205,8 @@ type tcUplinkEgressCtScratchV4 struct {
 		TcpFlags      [2]uint8
 		Pad           [3]uint8
 	}
+	Seq uint32
+	_   [4]byte
 }
 
 type tcUplinkEgressCtScratchV6 struct {
@@ -334,6 +336,8 @@ type tcUplinkEgressCtScratchV6 struct {
 		TcpFlags      [2]uint8
 		Pad           [3]uint8
 	}
+	Seq uint32
+	_   [4]byte
 }
 
 type tcUplinkEgressFragment struct {

@@ -205,6 +205,8 @@ type tcUplinkIngressCtScratchV4 struct {
 		TcpFlags      [2]uint8
 		Pad           [3]uint8
 	}
+	Seq uint32
+	_   [4]byte
 }
 
 type tcUplinkIngressCtScratchV6 struct {
@@ -334,6 +336,8 @@ type tcUplinkIngressCtScratchV6 struct {
 		TcpFlags      [2]uint8
 		Pad           [3]uint8
 	}
+	Seq uint32
+	_   [4]byte
 }
 
 type tcUplinkIngressFragment struct {

@@ -312,6 +312,41 @@ func TestSourcePortsRunOut(t *testing.T) {
 	})
 }
 
+// The port of a flow that is over serves another, of which a backend in
+// TIME_WAIT takes the SYN.
+func TestSourcePortOfAClosedFlow(t *testing.T) {
+	each(t, tcp, func(t *testing.T, h *host) {
+		h.configure(func(c *layout.Config) { c.SnatPortFirst, c.SnatPortLast = 50000, 50000 })
+		np := at(h.node, 30080)
+		h.service(np, layout.FrontendNodePort, remote(at(h.podC, 8080)))
+		p := &path{h: h, clientDev: "uplink", backendDev: "uplink", client: at(h.outside, 40000), frontend: np,
+			backend: at(h.podC, 8080), source: at(h.node, 50000)}
+		next := at(h.outside, 41000)
+		refused := func(why string, seq uint32) {
+			t.Helper()
+			if verdict, _ := h.run("uplink", "ingress", h.build(segment(next, np, syn, seq, 0))); verdict != drop {
+				t.Errorf("%s: verdict %s", why, verdictName(verdict))
+			}
+		}
+		h.established("uplink", "uplink", p)
+		h.change(p.source, p.backend, func(expires *uint64, _ *uint32) { *expires -= 5e9 })
+		refused("an open flow", 1<<20)
+		h.change(p.source, p.backend, func(expires *uint64, _ *uint32) { *expires += 5e9 })
+		p.request(segment(p.client, np, fin|ack, 1001, 5001))
+		p.reply(segment(np, p.client, fin|ack, 5001, 1002))
+		h.change(p.source, p.backend, func(expires *uint64, _ *uint32) { *expires -= 1e9 })
+		refused("a sequence number of the past", 900)
+		if got := h.through("uplink", "uplink", segment(next, np, syn, 1<<20, 0)); got.src != p.source {
+			t.Errorf("source %s, want %s", got.src, p.source)
+		}
+		if f := h.record(p.source, p.backend); f.client != next {
+			t.Errorf("record %+v", f)
+		}
+		// What is late of the old flow is nobody's.
+		h.untouched("uplink", "ingress", segment(p.client, np, ack, 1002, 5002))
+	})
+}
+
 func TestNoNodeAddress(t *testing.T) {
 	each(t, both, func(t *testing.T, h *host) {
 		h.configure(func(c *layout.Config) { c.NodeAddrV4, c.NodeAddrV6 = layout.V4{}, layout.V6{} })

@@ -32,6 +32,8 @@ type Config struct {
 	Only []string
 	// Peers names the systems to measure traffic of, all if empty.
 	Peers []string
+	// Scenario keeps the traffic to scenarios whose names contain it.
+	Scenario string
 	// Rounds is how often each figure is measured.
 	Rounds int
 	// Duration is the time of one run of traffic.
@@ -118,6 +120,7 @@ func parse(args []string) (Config, error) {
 	quick := flags.Bool("quick", false, "a few minutes: fewer and shorter rounds, no large kube-proxy clusters")
 	only := flags.String("only", "", "comma-separated parts to run: "+strings.Join(names, ", ")+" (default all)")
 	peers := flags.String("peers", "", "comma-separated systems to measure traffic of: "+strings.Join(systemNames(), ", ")+" (default all)")
+	flags.StringVar(&config.Scenario, "scenario", "", "measure only traffic whose name in the table contains this")
 	flags.IntVar(&config.Rounds, "rounds", 5, "rounds of traffic")
 	flags.DurationVar(&config.Duration, "duration", 800*time.Millisecond, "time of one run of traffic")
 	flags.IntVar(&config.Services, "services", 10_000, "services of the large clusters")
@@ -135,6 +138,9 @@ func parse(args []string) (Config, error) {
 	}
 	if config.Rounds < 1 || config.Services < smallServices || config.Services > 60_000 {
 		return Config{}, fmt.Errorf("-rounds must be at least 1, -services %d to 60000", smallServices)
+	}
+	if !slices.ContainsFunc(scenarios(), config.wants) {
+		return Config{}, fmt.Errorf("-scenario %q: no traffic has that in its name", config.Scenario)
 	}
 	var err error
 	if config.Only, err = list("-only", *only, names); err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,9 +42,11 @@ func (r *results) add(name string, value float64, unit string) {
 
 // compare adds a peer to a row, by the values of each round.
 func (r *row) compare(name string, values, peerValues []float64) {
-	ratios := make([]float64, len(values))
+	var ratios []float64
 	for i := range values {
-		ratios[i] = values[i] / peerValues[i]
+		if ratio := values[i] / peerValues[i]; finite(ratio) {
+			ratios = append(ratios, ratio)
+		}
 	}
 	r.peers = append(r.peers, peer{name: name, value: median(peerValues), ratio: median(ratios)})
 }
@@ -73,7 +76,7 @@ func (r *results) addTraffic(config Config, scenario scenario, systems []*system
 			for _, run := range runs[s] {
 				all = append(all, m.value(run))
 			}
-			return all
+			return all // not a number where nothing was answered
 		}
 		name := scenario.name()
 		if m.suffix != "" {
@@ -112,8 +115,13 @@ func (r *results) addPeers(name, unit string, config Config, systems []*system, 
 	}
 }
 
-// median of the values; 0 of none.
-func median(values []float64) float64 { return quantile(values, 0.5) }
+// median of the values that are numbers; 0 of none.
+func median(values []float64) float64 {
+	return quantile(slices.DeleteFunc(slices.Clone(values), func(v float64) bool { return !finite(v) }), 0.5)
+}
+
+// finite tells whether a value can be put into a table.
+func finite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
 
 // quantile returns the value that a share q of the values does not exceed,
 // interpolated between two.

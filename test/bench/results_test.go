@@ -4,6 +4,7 @@ package bench
 
 import (
 	"encoding/json"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,6 +23,9 @@ func TestQuantile(t *testing.T) {
 	}
 	if values[0] != 5 {
 		t.Error("quantile reordered its argument")
+	}
+	if median([]float64{math.NaN(), 7, math.Inf(1)}) != 7 {
+		t.Error("the median counts what is not a number")
 	}
 	if median(nil) != 0 {
 		t.Error("the median of nothing is not 0")
@@ -84,6 +88,21 @@ func TestTrafficResults(t *testing.T) {
 	}
 }
 
+// TestNothingAnswered checks that a run without a single answer can be written.
+func TestNothingAnswered(t *testing.T) {
+	bare, small := &system{kind: bareNetwork}, &system{kind: millrace}
+	var r results
+	r.addTraffic(Config{}, scenario{path: paths[0], mode: loadgen.ModeConnect}, []*system{bare, small}, map[*system][]loadgen.Result{
+		bare: {{Operations: 10, Seconds: 1, P50: 1, P99: 1, CPUSeconds: 1}}, small: {{Seconds: 1}},
+	})
+	if err := r.write(filepath.Join(t.TempDir(), "bench.json")); err != nil {
+		t.Error(err)
+	}
+	if r[0].value != 0 || r[0].peers[0].ratio != 0 {
+		t.Errorf("the rate is %+v, want 0", r[0])
+	}
+}
+
 func TestProgramResults(t *testing.T) {
 	var r results
 	out := "goos: linux\nBenchmarkEstablished/v4/pod-ingress/plain-2 \t 1\t 0 ns/op\t 55.0 ns/empty\t 120.0 ns/packet\n" +
@@ -104,6 +123,7 @@ func TestArguments(t *testing.T) {
 		"-only walking":     `"walking" is not one of traffic, changes, start, programs`,
 		"-peers nobody":     `"nobody" is not one of bare, millrace`,
 		"-family 5":         "must be 4 or 6",
+		"-scenario flying":  "no traffic has that",
 		"-rounds 0":         "must be at least 1",
 		"more":              `unexpected argument "more"`,
 		"-services 1000000": "10 to 60000",

@@ -85,6 +85,9 @@ type path struct {
 	front func(c *testbed.Cluster, family int) netip.AddrPort
 }
 
+// paths are those that are measured. The last one is longer than on the bare
+// network, where the client dials the second node's pod without the detour over
+// the first node.
 var paths = []path{
 	{
 		name:   "ClusterIP same node",

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"strings"
 	"time"
 
 	"github.com/millrace-project/millrace/test/bench/loadgen"
@@ -37,6 +39,9 @@ var modeNames = map[loadgen.Mode]string{
 
 func (s scenario) name() string { return modeNames[s.mode] + ", " + s.path.name }
 
+// wants tells whether a scenario is to be measured.
+func (c Config) wants(s scenario) bool { return strings.Contains(s.name(), c.Scenario) }
+
 // measureTraffic measures rates, latencies and the use of CPU.
 func measureTraffic(ctx context.Context, r *run) (err error) {
 	f, err := startFleet(ctx, r)
@@ -45,6 +50,9 @@ func measureTraffic(ctx context.Context, r *run) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.close()) }()
 	for _, scenario := range scenarios() {
+		if !r.wants(scenario) {
+			continue
+		}
 		r.progress("%s: %d rounds of %d systems", scenario.name(), r.Rounds, len(f.systems))
 		runs, err := measureScenario(ctx, r, f.systems, scenario)
 		if err != nil {
@@ -85,7 +93,13 @@ type metric struct {
 	value  func(loadgen.Result) float64
 }
 
-func microseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
+// latency of a run in microseconds; not a number if nothing was answered.
+func latency(r loadgen.Result, d time.Duration) float64 {
+	if r.Operations == 0 {
+		return math.NaN()
+	}
+	return float64(d.Nanoseconds()) / 1e3
+}
 
 // metrics of a mode; the first one is its rate.
 func metrics(mode loadgen.Mode) []metric {
@@ -97,8 +111,8 @@ func metrics(mode loadgen.Mode) []metric {
 	}
 	return []metric{
 		{"", "1/s", loadgen.Result.Rate},
-		{"p50", "us", func(r loadgen.Result) float64 { return microseconds(r.P50) }},
-		{"p99", "us", func(r loadgen.Result) float64 { return microseconds(r.P99) }},
+		{"p50", "us", func(r loadgen.Result) float64 { return latency(r, r.P50) }},
+		{"p99", "us", func(r loadgen.Result) float64 { return latency(r, r.P99) }},
 		{"CPU", "us", func(r loadgen.Result) float64 { return r.CPUSeconds / float64(r.Operations) * 1e6 }},
 	}
 }

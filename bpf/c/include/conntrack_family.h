@@ -16,6 +16,7 @@ struct FAM(ct_scratch) {
 	struct FAM(ct_key) key;
 	struct FAM(ct_entry) entry;  /* inserted by ct_insert under key */
 	struct FAM(ct_entry) record; /* of the flow being made */
+	__u32 seq;		     /* of the packet that makes it */
 };
 
 struct {
@@ -320,6 +321,9 @@ __noinline int FAM(ct_follow)(struct FAM(ct_entry) *r, const struct FAM(packet) 
 				state = r->seq_expected ? CT_ESTABLISHED : CT_NEW;
 		}
 		if (flags & TCP_FIN) {
+			/* Nothing is left to confirm: now what a successor must exceed. */
+			if (dir == CT_ORIG)
+				r->seq_expected = p->seq;
 			if (r->tcp_flags[!dir] & TCP_FIN)
 				state = CT_CLOSED;
 			else if (state <= CT_CLOSING)

@@ -31,6 +31,14 @@ static __always_inline __be16 port_candidate(const struct config *cfg, __u32 sta
 	return bpf_htons(cfg->snat_port_first + (start + i * PORT_STRIDE) % n);
 }
 
+/*
+ * How long a closed flow keeps its source port from others: until its last
+ * acknowledgement has surely passed, or, after a reset, until who did not mean
+ * it has spoken.
+ */
+#define CLOSED_REST (NSEC_PER_SEC / 4)
+#define RESET_REST (2 * NSEC_PER_SEC)
+
 static __always_inline bool has_port_range(const struct config *cfg)
 {
 	return cfg->snat_port_first && cfg->snat_port_last >= cfg->snat_port_first;

@@ -2,6 +2,40 @@
 /* Making the record and the aliases of a new flow. */
 
 /*
+ * Whether a flow is so far over that its source port may serve another, as in
+ * the host's own connection tracking: otherwise one backend would get no more
+ * connections through a node in the time that closed flows are kept than there
+ * are ports. After FINs from both ends the backend may still hold the flow, in
+ * TIME_WAIT, and takes a SYN for a new one only if its sequence number goes on
+ * from there.
+ */
+static __always_inline bool FAM(ct_is_over)(const struct FAM(ct_entry) *e, const struct config *cfg, __u64 now,
+					    __u32 seq)
+{
+	__u64 age;
+
+	if (!e || e->kind != CT_RECORD || e->state != CT_CLOSED || !(e->flags & CT_SNAT))
+		return false;
+	age = now + ct_timeout(cfg, IPPROTO_TCP, CT_CLOSED) - e->expires;
+	if ((e->tcp_flags[CT_ORIG] | e->tcp_flags[CT_REPLY]) & TCP_RST)
+		return age > RESET_REST; /* who talks on takes it back in this time */
+	return age > CLOSED_REST && (__s32)(seq - e->seq_expected) > TCP_CONFIRM_WINDOW;
+}
+
+/* Ends the flow under the scratch's key if it is over. */
+static __always_inline bool FAM(flow_succeeds)(struct FAM(ct_scratch) *s, const struct config *cfg, __u64 now)
+{
+	struct FAM(ct_entry) *e = FAM(ct_get)(FAM(ct_established)(CT_CURRENT), &s->key);
+
+	if (!e)
+		e = FAM(ct_get)(FAM(ct_embryonic)(CT_CURRENT), &s->key);
+	if (!FAM(ct_is_over)(e, cfg, now, s->seq))
+		return false;
+	e->expires = 0;
+	return true;
+}
+
+/*
  * Tries to insert the scratch's record under T3 with one candidate: as the
  * source's port, and for a flow without source translation also as the client's
  * in the host's stack, for the two are one tuple then. Global functions, as
@@ -27,6 +61,8 @@ __noinline int FAM(flow_try_record)(const struct config *cfg, __u32 start, int i
 	r->main = s->key;
 	s->entry = *r;
 	err = FAM(ct_insert)(now);
+	if (err == -EEXIST && i != PORT_AS_IT_IS && r->flags & CT_SNAT && FAM(flow_succeeds)(s, cfg, now))
+		err = FAM(ct_insert)(now);
 	if (err != -EEXIST || i != PORT_AS_IT_IS)
 		return err;
 	/* The flow itself, whose alias got lost, or that another processor is making? */
@@ -133,6 +169,7 @@ __noinline int FAM(flow_make)(struct __sk_buff *skb, const struct FAM(packet) *p
 	r->frontend_addr = r->backend_addr = p->dst;
 	r->frontend_port = r->backend_port = p->dport;
 	r->tcp_flags[CT_ORIG] = p->tcp_flags;
+	s->seq = p->seq;
 	start = FAM(ip_hash)(&p->src, (__u32)p->sport << 16 | p->dport);
 	if (f) {
 		const struct FAM(backend) *b = FAM(backend_choose)(f->first_backend, f->backend_count);

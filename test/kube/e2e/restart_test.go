@@ -82,7 +82,7 @@ func TestTwoCalculators(t *testing.T) {
 	if stream := f.stream(ctx, t, f.agents[0]); stream.GetAddress() == other.address {
 		lost, other = other, lost
 	}
-	if err := other.waitPosition(ctx, f, f.agents); err != nil {
+	if err := other.waitSynced(ctx, f); err != nil {
 		t.Fatal(err)
 	}
 	before := other.resourcesSent(ctx, t, f)
@@ -173,9 +173,9 @@ func (f *fixture) waitConnected(ctx context.Context, agent *testbed.Agent, addre
 	})
 }
 
-// waitPosition waits until the calculator has read its source. Were it behind
+// waitSynced waits until the calculator has read its source. Were it behind
 // the agents, they would be refused for a while.
-func (c calculator) waitPosition(ctx context.Context, f *twoCalculators, _ []*testbed.Agent) error {
+func (c calculator) waitSynced(ctx context.Context, f *twoCalculators) error {
 	return testbed.Eventually(ctx, func() error {
 		revision, err := c.metric(ctx, f, "millrace_calculator_revision")
 		if err == nil && revision == 0 {

@@ -57,7 +57,7 @@ type Options struct {
 const (
 	tcpSynTimeout         = 60
 	tcpEstablishedTimeout = 24 * 60 * 60
-	tcpCloseTimeout       = 30
+	tcpCloseTimeout       = 10
 	udpTimeout            = 30
 	udpStreamTimeout      = 120
 )
