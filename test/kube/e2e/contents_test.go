@@ -31,29 +31,9 @@ func contents(ctx context.Context, t *testing.T, agent *testbed.Agent) []string 
 	// What waits for contents wants them also at the end of its time.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	list, err := agent.ListMaps(ctx, &agentv1.ListMapsRequest{})
+	all, err := agent.MapEntries(ctx, flowMaps)
 	if err != nil {
 		t.Fatal(err)
-	}
-	var all []string
-	for _, state := range list.GetMaps() {
-		if slices.ContainsFunc(flowMaps, func(prefix string) bool { return strings.HasPrefix(state.GetName(), prefix) }) {
-			continue
-		}
-		stream, err := agent.DumpMap(ctx, &agentv1.DumpMapRequest{Name: state.GetName()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for {
-			entry, err := stream.Recv()
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				t.Fatalf("dumping %s: %v", state.GetName(), err)
-			}
-			all = append(all, state.GetName()+" "+entry.GetKey()+" = "+entry.GetValue())
-		}
 	}
 	if len(all) == 0 {
 		t.Fatalf("the maps of %s are empty", agent.Node.Name)
