@@ -78,16 +78,22 @@ lint: setup-build tools ## Check formatting, go vet, staticcheck, buf, shellchec
 test: ## Run everything that CI tests, and print a table of it
 	@.ci/test
 
-.PHONY: test-unit test-bpf test-e2e test-kube test-deploy
+.PHONY: test-unit test-bpf test-e2e test-kube test-deploy test-reliability test-kernels soak
 test-unit: $(TESTREPORT) ## Test what needs neither root nor a kernel feature
 	@{ go test -json $(TESTFLAGS) ./proto/... ./calc/... ./services/... ./agent/... ; \
 	(cd .ci/tools && GOWORK=off go test -json $(TESTFLAGS) ./testreport) ; } | $(TESTREPORT) stage unit
 test-bpf: setup-run $(TESTREPORT) ## Test the BPF programs against this kernel (root)
 	@go test -json -count 1 -p 1 $(TESTFLAGS) ./bpf/... | $(TESTREPORT) stage bpf
 test-e2e: setup-run test-programs $(TESTREPORT) ## Test real traffic in clusters of namespaces (root)
-	@go test -json -count 1 -p 1 -timeout 15m $(TESTFLAGS) $$(go list ./test/... | grep -v /test/kube) | $(TESTREPORT) stage e2e
+	@go test -json -count 1 -p 1 -timeout 15m $(TESTFLAGS) $$(go list ./test/... | grep -Ev '/test/(kube|reliability|kernels)') | $(TESTREPORT) stage e2e
 test-kube: setup-run test-programs kube-binaries $(TESTREPORT) ## Test against a real kube-apiserver and etcd (root)
 	@go test -json -count 1 -p 1 -timeout 15m $(TESTFLAGS) ./test/kube/... | $(TESTREPORT) stage kube
+test-reliability: setup-run test-programs $(TESTREPORT) ## Test restarts, faults, skew and growth under traffic, at CI's size (root)
+	@go test -json -count 1 -p 1 -timeout 20m $(TESTFLAGS) ./test/reliability/... | $(TESTREPORT) stage reliability
+test-kernels: setup-run build $(TESTREPORT) ## Test on other kernels, each in a virtual machine
+	@go test -json -count 1 -p 1 -timeout 20m $(TESTFLAGS) ./test/kernels/... | $(TESTREPORT) stage kernels
+soak: need-root setup-run test-programs $(TESTREPORT) ## The tests of test-reliability at full size (about an hour)
+	@MILLRACE_SOAK=1 go test -json -count 1 -p 1 -timeout 4h $(TESTFLAGS) ./test/reliability/... | $(TESTREPORT) stage soak
 test-deploy: $(TESTREPORT) ## Test the image builder
 	@(cd deploy/image && GOWORK=off go test -json $(TESTFLAGS) ./...) | $(TESTREPORT) stage deploy
 
