@@ -50,6 +50,14 @@ var buffers = sync.Pool{New: func() any { return new(encoder) }}
 func Version(resource *dataplanev1.Resource) uint64 {
 	e := buffers.Get().(*encoder)
 	e.buffer = e.buffer[:0]
+	encode(e, resource)
+	version := xxhash.Sum64(e.buffer)
+	buffers.Put(e)
+	return version
+}
+
+// encode appends what the version is the hash of.
+func encode(e *encoder, resource *dataplanev1.Resource) {
 	resourceType := resource.GetName().GetType()
 	e.raw(uint64(resourceType))
 	e.raw(uint64(Schema(resourceType)))
@@ -66,7 +74,4 @@ func Version(resource *dataplanev1.Resource) uint64 {
 	case *dataplanev1.Resource_Service:
 		encodeService(e, content.Service)
 	}
-	version := xxhash.Sum64(e.buffer)
-	buffers.Put(e)
-	return version
 }

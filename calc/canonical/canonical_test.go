@@ -126,25 +126,6 @@ func TestEveryFieldCounts(t *testing.T) {
 	}
 }
 
-// TestVersionsAreFixed pins versions: if one changes without its schema
-// number, agents keep what they should replace, or fetch what they have.
-func TestVersionsAreFixed(t *testing.T) {
-	t.Parallel()
-	want := map[dataplanev1.ResourceType]uint64{
-		dataplanev1.ResourceType_RESOURCE_TYPE_NODE_CONFIG:   0xce2af7fb13f88713,
-		dataplanev1.ResourceType_RESOURCE_TYPE_NODE:          0x758f391c4f1157e1,
-		dataplanev1.ResourceType_RESOURCE_TYPE_ENDPOINT:      0xa9a5092089239cd4,
-		dataplanev1.ResourceType_RESOURCE_TYPE_BACKEND_SLICE: 0x906fdc7f00be0757,
-		dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE:       0x113cd9c65d65c4b3,
-	}
-	for resourceType, resource := range samples(t) {
-		if got := canonical.Version(resource); got != want[resourceType] {
-			t.Errorf("%s, schema %d: version %#x, want %#x",
-				resourceType, canonical.Schema(resourceType), got, want[resourceType])
-		}
-	}
-}
-
 func TestVersionDependsOnContentAlone(t *testing.T) {
 	t.Parallel()
 	for resourceType, resource := range samples(t) {
