@@ -54,7 +54,7 @@ func (d *Dataplane) attachCgroup(path string, id uint64, name string, hook ebpf.
 		c := info.Cgroup()
 		return c != nil && c.CgroupId == id && ebpf.AttachType(c.AttachType) == hook
 	}
-	adopted, err := adoptLink(a.Pin, prog, same)
+	adopted, err := d.adoptLink(a.Pin, name, same)
 	if err != nil || adopted {
 		a.Adopted = adopted
 		return a, err
@@ -66,9 +66,9 @@ func (d *Dataplane) attachCgroup(path string, id uint64, name string, hook ebpf.
 	return a, pinLink(l, a.Pin)
 }
 
-// adoptLink gives the link pinned at path a new program, if it is there, is
-// attached to anything yet, and passes same.
-func adoptLink(path string, prog *ebpf.Program, same func(*link.Info) bool) (bool, error) {
+// adoptLink makes the link pinned at path run the program, if the link is
+// there, is attached to anything yet, and passes same.
+func (d *Dataplane) adoptLink(path, program string, same func(*link.Info) bool) (bool, error) {
 	l, err := link.LoadPinnedLink(path, nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
@@ -84,7 +84,10 @@ func adoptLink(path string, prog *ebpf.Program, same func(*link.Info) bool) (boo
 	if !same(info) {
 		return false, nil
 	}
-	if err := l.Update(prog); isSevered(err) {
+	if info.Program == d.ids[program] {
+		return true, nil
+	}
+	if err := l.Update(d.programs[program]); isSevered(err) {
 		return false, nil
 	} else if err != nil {
 		return false, fmt.Errorf("exchange program: %w", err)

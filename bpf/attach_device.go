@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -51,7 +52,7 @@ func (d *Dataplane) attachDevice(ifindex int, role Role, hook Hook) (Attachment,
 		return Attachment{}, errors.New("no such program loaded")
 	}
 	if d.tcx {
-		a, err := d.attachTCX(ifindex, hook, prog)
+		a, err := d.attachTCX(ifindex, hook, name, prog)
 		a.Program = name
 		if err != nil {
 			return a, err
@@ -79,13 +80,13 @@ func (d *Dataplane) dropOther(kind AttachmentKind, ifindex int, hook Hook) error
 	return nil
 }
 
-func (d *Dataplane) attachTCX(ifindex int, hook Hook, prog *ebpf.Program) (Attachment, error) {
+func (d *Dataplane) attachTCX(ifindex int, hook Hook, name string, prog *ebpf.Program) (Attachment, error) {
 	a := Attachment{Kind: KindTCX, Ifindex: ifindex, Hook: hook, Pin: d.devicePin(KindTCX, ifindex, hook)}
 	same := func(info *link.Info) bool {
 		t := info.TCX()
 		return t != nil && int(t.Ifindex) == ifindex && ebpf.AttachType(t.AttachType) == hook.attachType()
 	}
-	adopted, err := adoptLink(a.Pin, prog, same)
+	adopted, err := d.adoptLink(a.Pin, name, same)
 	if err != nil || adopted {
 		a.Adopted = adopted
 		return a, err
@@ -129,6 +130,9 @@ func (d *Dataplane) attachClsact(ifindex int, hook Hook, name string, prog *ebpf
 	a := Attachment{Kind: KindClsact, Ifindex: ifindex, Hook: hook, Pin: d.devicePin(KindClsact, ifindex, hook)}
 	if _, err := os.Lstat(a.Pin); err == nil {
 		a.Adopted = true
+		if d.runsClsact(ifindex, hook, a.Pin, name) {
+			return a, nil
+		}
 		if err := os.Remove(a.Pin); err != nil {
 			return a, fmt.Errorf("remove old pin: %w", err)
 		}
@@ -155,6 +159,29 @@ func (d *Dataplane) attachClsact(ifindex int, hook Hook, name string, prog *ebpf
 		return a, fmt.Errorf("add filter: %w", err)
 	}
 	return a, nil
+}
+
+// runsClsact tells whether both the filter and the pin in its place are of the
+// named program.
+func (d *Dataplane) runsClsact(ifindex int, hook Hook, pin, name string) bool {
+	p, err := ebpf.LoadPinnedProgram(pin, nil)
+	if err != nil {
+		return false
+	}
+	defer p.Close()
+	if id, err := programID(p); err != nil || id != d.ids[name] {
+		return false
+	}
+	want := clsactFilter(ifindex, hook)
+	filters, err := netlink.FilterList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}, want.Parent)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(filters, func(f netlink.Filter) bool {
+		have, ok := f.(*netlink.BpfFilter)
+		return ok && have.Handle == want.Handle && have.Priority == want.Priority && have.DirectAction &&
+			have.Id == int(d.ids[name])
+	})
 }
 
 // removeClsact removes the filter. The qdisc stays: others may use it, and

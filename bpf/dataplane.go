@@ -56,9 +56,12 @@ type Dataplane struct {
 	Counters *ebpf.Map // per-CPU hash: layout.CounterKey -> []layout.Counter
 
 	opts     Options
+	objects  []object // what the programs are loaded from
 	tcx      bool
 	programs map[string]*ebpf.Program
-	maps     map[string]*ebpf.Map // those that programs name
+	ids      map[string]ebpf.ProgramID // of programs
+	loaded   bool                      // rather than adopted
+	maps     map[string]*ebpf.Map      // those that programs name
 	adopted  []Adopted
 
 	mu      sync.Mutex // guards attachments' pins
@@ -76,15 +79,22 @@ type Adopted struct {
 // the programs'.
 var ErrLayout = errors.New("layout of a pinned map differs from the programs'")
 
-// Open creates or adopts the maps and loads the programs; it attaches nothing.
-// Existing attachments go on with the programs they have until AttachCgroup
-// and AttachDevice exchange them.
-func Open(opts Options) (_ *Dataplane, err error) {
+// Open creates or adopts the maps, and adopts the programs or loads them; it
+// attaches nothing. Existing attachments go on with the programs they have
+// until AttachCgroup and AttachDevice exchange them.
+func Open(opts Options) (*Dataplane, error) { return openObjects(opts, objects) }
+
+// openObjects opens a dataplane of the given objects.
+func openObjects(opts Options, from []object) (_ *Dataplane, err error) {
 	if err := makePinDirs(opts.PinPath); err != nil {
 		return nil, err
 	}
+	if opts.SocketsOnly {
+		from = slices.DeleteFunc(slices.Clone(from), func(o object) bool { return !strings.HasPrefix(o.name, "sock_") })
+	}
 	d := &Dataplane{
 		opts:     opts,
+		objects:  from,
 		programs: make(map[string]*ebpf.Program),
 		maps:     make(map[string]*ebpf.Map),
 	}
@@ -94,34 +104,58 @@ func Open(opts Options) (_ *Dataplane, err error) {
 		}
 	}()
 	d.tcx = !opts.ForceClsact && haveTCX() == nil
-
-	objects := objects
-	if opts.SocketsOnly {
-		objects = slices.DeleteFunc(slices.Clone(objects), func(o object) bool { return !strings.HasPrefix(o.name, "sock_") })
-	}
-	specs := make([]*ebpf.CollectionSpec, len(objects))
-	for i, o := range objects {
-		if specs[i], err = o.load(); err != nil {
-			return nil, fmt.Errorf("read object %s: %w", o.name, err)
-		}
-	}
-	if err := d.openMaps(specs[0]); err != nil {
+	// Every object declares every map; the smallest is read soonest.
+	smallest := slices.MinFunc(from, func(a, b object) int { return len(a.elf) - len(b.elf) })
+	spec, err := smallest.spec()
+	if err != nil {
 		return nil, err
 	}
-	for i, o := range objects {
-		if err := d.loadObject(o.name, specs[i]); err != nil {
+	if err := d.openMaps(spec); err != nil {
+		return nil, err
+	}
+	if !d.adoptPrograms(d.programsDir()) {
+		if err := d.loadPrograms(); err != nil {
 			return nil, err
 		}
-		specs[i] = nil
+		if err := d.pinPrograms(d.programsDir()); err != nil {
+			return nil, err
+		}
 	}
-	if err := d.pinPrograms(); err != nil {
-		return nil, err
+	return d, d.noteIDs()
+}
+
+// loadPrograms loads all objects on the maps.
+func (d *Dataplane) loadPrograms() error {
+	d.loaded = true
+	for _, o := range d.objects {
+		spec, err := o.spec()
+		if err != nil {
+			return err
+		}
+		if err := d.loadObject(o.name, spec); err != nil {
+			return err
+		}
 	}
 	// The objects' type information is garbage now, and large beside
 	// everything else that the agent keeps.
 	debug.FreeOSMemory()
-	return d, nil
+	return nil
 }
+
+// noteIDs notes the programs' ids.
+func (d *Dataplane) noteIDs() error {
+	d.ids = make(map[string]ebpf.ProgramID, len(d.programs))
+	for name, p := range d.programs {
+		id, err := programID(p)
+		if err != nil {
+			return fmt.Errorf("program %s: %w", name, err)
+		}
+		d.ids[name] = id
+	}
+	return nil
+}
+
+func (d *Dataplane) programsDir() string { return filepath.Join(d.opts.PinPath, "programs") }
 
 // Close closes all file descriptors. What is pinned stays and goes on working.
 func (d *Dataplane) Close() error {
@@ -144,16 +178,17 @@ func (d *Dataplane) Close() error {
 // Adopted lists the maps that were there before.
 func (d *Dataplane) Adopted() []Adopted { return d.adopted }
 
+// Loaded tells whether the programs were loaded; else an earlier agent's were
+// adopted.
+func (d *Dataplane) Loaded() bool { return d.loaded }
+
 // Program returns a loaded program by name (sock_connect4, tc_pod_ingress,
 // ...), or nil. It belongs to d.
 func (d *Dataplane) Program(name string) *ebpf.Program { return d.programs[name] }
 
 // loadObject loads an object's programs on the shared maps.
 func (d *Dataplane) loadObject(name string, spec *ebpf.CollectionSpec) error {
-	for variable, present := range map[string]bool{
-		"have_set_retval": !d.opts.NoSetRetval && haveSetRetval() == nil,
-		"have_mptcp_sock": !d.opts.NoMPTCPSock && haveMPTCPSock() == nil,
-	} {
+	for variable, present := range d.variants() {
 		if v := spec.Variables[variable]; v != nil {
 			if err := v.Set(present); err != nil {
 				return fmt.Errorf("set variant of %s: %w", name, err)
@@ -174,27 +209,6 @@ func (d *Dataplane) loadObject(name string, spec *ebpf.CollectionSpec) error {
 	defer coll.Close()
 	for prog := range spec.Programs {
 		d.programs[prog] = coll.DetachProgram(prog)
-	}
-	return nil
-}
-
-// pinPrograms replaces programs/ by what was loaded, so that every program can
-// be inspected by path.
-func (d *Dataplane) pinPrograms() error {
-	for name, p := range d.programs {
-		path := filepath.Join(d.opts.PinPath, "programs", name)
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("remove old pin of program %s: %w", name, err)
-		}
-		c, err := p.Clone() // the original must not count as pinned there
-		if err != nil {
-			return fmt.Errorf("clone program %s: %w", name, err)
-		}
-		err = c.Pin(path)
-		c.Close()
-		if err != nil {
-			return fmt.Errorf("pin program %s: %w", name, err)
-		}
 	}
 	return nil
 }
@@ -231,7 +245,7 @@ func (d *Dataplane) restorePins() error {
 			return fmt.Errorf("pin map %s again: %w", name, err)
 		}
 	}
-	return d.pinPrograms()
+	return d.pinPrograms(d.programsDir())
 }
 
 // pinned tells whether the directories of pins and the map of settings are there.
@@ -305,6 +319,7 @@ func Remove(path string) (r Removed, err error) {
 	}
 	count := func(dir string) int {
 		entries, _ := os.ReadDir(filepath.Join(path, dir))
+		entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return e.Name() == programsRecord })
 		return len(entries)
 	}
 	r = Removed{Attachments: count("links"), Programs: count("programs"), Maps: count("maps")}

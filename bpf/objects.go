@@ -2,26 +2,40 @@
 
 package bpf
 
-import "github.com/cilium/ebpf"
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
 
 // object is one compiled file of c/ with the programs in it.
 type object struct {
 	name string
-	load func() (*ebpf.CollectionSpec, error)
+	elf  []byte
+}
+
+// spec reads the object.
+func (o object) spec() (*ebpf.CollectionSpec, error) {
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(o.elf))
+	if err != nil {
+		return nil, fmt.Errorf("read object %s: %w", o.name, err)
+	}
+	return spec, nil
 }
 
 // objects are all of them. Each declares every map, so that any can serve as
 // the description of the maps.
 var objects = []object{
-	{"sock_connect", loadSockConnect},
-	{"sock_sendmsg", loadSockSendmsg},
-	{"sock_recvmsg", loadSockRecvmsg},
-	{"sock_getpeername", loadSockGetpeername},
-	{"sock_release", loadSockRelease},
-	{"tc_pod_ingress", loadTcPodIngress},
-	{"tc_pod_egress", loadTcPodEgress},
-	{"tc_uplink_ingress", loadTcUplinkIngress},
-	{"tc_uplink_egress", loadTcUplinkEgress},
+	{"sock_connect", _SockConnectBytes},
+	{"sock_sendmsg", _SockSendmsgBytes},
+	{"sock_recvmsg", _SockRecvmsgBytes},
+	{"sock_getpeername", _SockGetpeernameBytes},
+	{"sock_release", _SockReleaseBytes},
+	{"tc_pod_ingress", _TcPodIngressBytes},
+	{"tc_pod_egress", _TcPodEgressBytes},
+	{"tc_uplink_ingress", _TcUplinkIngressBytes},
+	{"tc_uplink_egress", _TcUplinkEgressBytes},
 }
 
 // cgroupPrograms are the programs attached to a cgroup, with their hooks.

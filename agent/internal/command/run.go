@@ -140,6 +140,7 @@ func (a *agent) openKernel() (*mbpf.Dataplane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open dataplane: %w", err)
 	}
+	a.log.Info("dataplane opened", zap.Bool("programs_loaded", kernel.Loaded()), zap.Int("maps_adopted", len(kernel.Adopted())))
 	if err := a.makePlane(kernel); err != nil {
 		kernel.Close() //nolint:errcheck // the first error is told
 		return nil, err

@@ -30,7 +30,7 @@ type System struct {
 	dataplane *mbpf.Dataplane
 	pinPath   string
 	cgroup    string
-	features  []*agentv1.Feature
+	features  func() []*agentv1.Feature
 
 	mu      sync.Mutex
 	sockets []mbpf.Attachment
@@ -42,7 +42,9 @@ var _ Kernel = (*System)(nil)
 // NewSystem returns the kernel behind an open dataplane.
 func NewSystem(d *mbpf.Dataplane, pinPath, cgroup string) *System {
 	return &System{
-		dataplane: d, pinPath: pinPath, cgroup: cgroup, devices: map[uint32]device{}, features: Features(mbpf.Probe()),
+		dataplane: d, pinPath: pinPath, cgroup: cgroup, devices: map[uint32]device{},
+		// Some 30 ms, which a start can do without.
+		features: sync.OnceValue(func() []*agentv1.Feature { return Features(mbpf.Probe()) }),
 	}
 }
 
@@ -199,7 +201,7 @@ func (s *System) Attachments() []*agentv1.Attachment {
 }
 
 // Features implements Kernel.
-func (s *System) Features() []*agentv1.Feature { return s.features }
+func (s *System) Features() []*agentv1.Feature { return s.features() }
 
 // namedMap is a map that can be listed and dumped.
 type namedMap struct {
