@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
@@ -32,6 +33,9 @@ type AgentOptions struct {
 	Calculators []string
 	// Args are added to the command line.
 	Args []string
+	// Under is the beginning of a command line that runs the agent, for instance
+	// a tracer's.
+	Under []string
 }
 
 // Agent is a running agent.
@@ -59,9 +63,18 @@ func (c *Cluster) StartAgent(node *Node, options AgentOptions) (*Agent, error) {
 	return agent, agent.Start()
 }
 
-// Start starts the agent again after Process has ended.
+// Start starts the agent again after Process has ended, and returns when it
+// answers queries.
 func (a *Agent) Start() error {
-	args := []string{
+	if err := a.Launch(); err != nil {
+		return err
+	}
+	return waitSocket(a.Process, a.Node.Socket)
+}
+
+// Launch is Start without waiting.
+func (a *Agent) Launch() error {
+	args := append(slices.Clone(a.options.Under),
 		a.options.Binaries.Agent,
 		"--node-name", a.Node.Name,
 		"--bpf-dir", a.Node.BPFDir,
@@ -71,7 +84,7 @@ func (a *Agent) Start() error {
 		"--listen", fmt.Sprintf("127.0.0.1:%d", AgentPort),
 		"--metrics-listen", fmt.Sprintf("127.0.0.1:%d", MetricsPort),
 		"--insecure",
-	}
+	)
 	for _, calculator := range a.options.Calculators {
 		args = append(args, "--calculator", calculator)
 	}
@@ -80,7 +93,7 @@ func (a *Agent) Start() error {
 		return err
 	}
 	a.Process = process
-	return waitSocket(process, a.Node.Socket)
+	return nil
 }
 
 // WaitInSync waits until the agent has received everything and programmed
