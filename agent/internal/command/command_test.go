@@ -26,6 +26,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"--max-ids=-1"}, []string{`millrace-agent: --max-ids: "-1" must be a whole number from 0 to 4294967295` + "\n"}},
 		{[]string{"--max-frontends=4294967296"}, []string{`--max-frontends: "4294967296" must be a whole number`}},
 		{[]string{"--max-frontends", "many"}, []string{`--max-frontends: "many" must be a whole number`}},
+		{[]string{"--grow-at=101"}, []string{"--grow-at", "percentage from 0 to 100"}},
 		{[]string{"--log-level=loud"}, []string{"--log-level", "debug, info, warn or error"}},
 		{[]string{"--log-format=xml"}, []string{"--log-format", "json or console"}},
 		{[]string{"--node-name=a/b"}, []string{"--node-name"}},

@@ -40,6 +40,7 @@ type options struct {
 	logLevel      string
 	logFormat     string
 	sizes         struct{ frontends, backends, routes, embryonic, established, ids uint32 }
+	growth        growth
 }
 
 // register adds the flags that every subcommand has which touches the kernel.
@@ -78,6 +79,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	size(&o.sizes.embryonic, "max-embryonic", "flows being opened, per family")
 	size(&o.sizes.established, "max-established", "established flows, per family")
 	size(&o.sizes.ids, "max-ids", "numbers of service ports")
+	o.growth.register(flags)
 }
 
 // settings are checked options.
@@ -149,6 +151,9 @@ func (o *options) check() (*settings, error) {
 		return nil, fmt.Errorf("--socket: %q must be an absolute path or empty", o.listenUnix)
 	}
 	if err := o.tls.Check(); err != nil {
+		return nil, err
+	}
+	if err := o.growth.check(); err != nil {
 		return nil, err
 	}
 	for _, address := range o.calculators {
