@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -110,10 +111,13 @@ func (s *Server) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agentv1
 		Dataplane: s.Dataplane.State(),
 		Held:      HeldCounts(s.Store),
 		Errors:    a.Errors,
-		Problems:  append(s.Problems(), a.Problems...),
+		Problems:  slices.Concat(s.Problems(), a.Problems, c.Problems),
 	}
 	if !c.ConnectTime.IsZero() {
 		response.Calculator.ConnectTime = timestamppb.New(c.ConnectTime)
+	}
+	if !c.Disconnected.IsZero() {
+		response.Calculator.DisconnectTime = timestamppb.New(c.Disconnected)
 	}
 	if len(c.Position) > 0 {
 		response.Calculator.Position = &dataplanev1.Position{ResourceVersions: c.Position}

@@ -352,6 +352,11 @@ func (a *agent) serveMetrics(failed context.CancelCauseFunc) (stop func(), err e
 			http.Error(w, "the kernel is being programmed with what the log held", http.StatusServiceUnavailable)
 			return
 		}
+		// A node that was told everything once is of use without calculators.
+		if !a.store.Meta().InSync {
+			http.Error(w, "no calculator has told this node everything yet", http.StatusServiceUnavailable)
+			return
+		}
 		fmt.Fprintln(w, "ok")
 	})
 	config, err := a.tlsFor("--metrics-listen", a.metricsListen)

@@ -6,10 +6,9 @@ package syncclient
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
@@ -33,9 +33,16 @@ const (
 	maxMessage = 64 << 20
 	// pingTime is how long a stream may be silent before the calculator is
 	// asked whether it is there, and pingTimeout how long it may take to answer:
-	// a node that lost its calculator to a dead machine notices within both.
-	pingTime    = 15 * time.Second
-	pingTimeout = 10 * time.Second
+	// a node that lost its calculator to a dead machine notices within both,
+	// 15 s.
+	pingTime    = 10 * time.Second
+	pingTimeout = 5 * time.Second
+	// connectTimeout is how long an address that does not answer is waited for
+	// until the next one is tried.
+	connectTimeout = 5 * time.Second
+	// welcomeTimeout is how long a calculator may take to let the agent in: more
+	// than it lets agents wait for their turn.
+	welcomeTimeout = 45 * time.Second
 )
 
 // Applier takes what comes by the stream.
@@ -65,13 +72,6 @@ type Options struct {
 	Backoff Backoff
 }
 
-// Backoff bounds the waits between attempts.
-type Backoff struct{ First, Last time.Duration }
-
-// DefaultBackoff is what agents use: quick at first, because most losses are a
-// calculator's restart, and slow enough in the end for thousands of nodes.
-var DefaultBackoff = Backoff{First: 200 * time.Millisecond, Last: 15 * time.Second}
-
 // Status is how the stream is.
 type Status struct {
 	Address      string
@@ -84,6 +84,10 @@ type Status struct {
 	Connects     uint64
 	Position     map[string]uint64
 	Epoch        string
+	// Disconnected is since when no calculator answers; zero while one does.
+	Disconnected time.Time
+	// Problems are what is wrong with the streams, but for that there is none.
+	Problems []string
 }
 
 // Client keeps the stream.
@@ -94,8 +98,12 @@ type Client struct {
 	metrics *metrics.Metrics
 	log     *zap.Logger
 
-	mu     sync.Mutex
-	status Status
+	// instance tells this agent from another one with the same node name.
+	instance string
+
+	mu        sync.Mutex
+	status    Status
+	duplicate duplicate
 }
 
 // New returns a client.
@@ -103,7 +111,8 @@ func New(options Options, store *held.Store, a Applier, m *metrics.Metrics, log 
 	if options.Backoff == (Backoff{}) {
 		options.Backoff = DefaultBackoff
 	}
-	return &Client{options: options, store: store, applier: a, metrics: m, log: log}
+	return &Client{options: options, store: store, applier: a, metrics: m, log: log,
+		instance: rand.Text(), status: Status{Disconnected: time.Now()}}
 }
 
 // Status returns how the stream is.
@@ -111,6 +120,7 @@ func (c *Client) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.status
+	s.Problems = c.problems(time.Now())
 	meta := c.store.Meta()
 	if s.Epoch == "" {
 		s.Epoch = meta.Epoch
@@ -127,63 +137,14 @@ func (c *Client) update(f func(*Status)) {
 	f(&c.status)
 }
 
-// errDrained ends a stream whose calculator asked to.
-var errDrained = errors.New("the calculator is about to go")
-
-// Run keeps a stream open until ctx ends.
-func (c *Client) Run(ctx context.Context) {
-	wait := c.options.Backoff.First
-	avoid := ""
-	for ctx.Err() == nil {
-		good := false
-		for _, target := range c.order(avoid) {
-			started := time.Now()
-			err := c.stream(ctx, target)
-			c.ended(target, err)
-			if ctx.Err() != nil {
-				return
-			}
-			avoid = ""
-			if errors.Is(err, errDrained) {
-				avoid = target.Address
-			}
-			// A stream that lived a while was a good one: begin anew, and not
-			// with the longest wait.
-			if errors.Is(err, errDrained) || time.Since(started) > c.options.Backoff.Last {
-				good = true
-				break
-			}
-		}
-		if good {
-			wait = c.options.Backoff.First
-		}
-		// Nodes that lose one calculator together must not come back together.
-		pause := wait/2 + rand.N(wait)
-		if !good {
-			wait = min(2*wait, c.options.Backoff.Last)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
-	}
+// drained ends a stream whose calculator asked the agent to leave.
+type drained struct {
+	reason string
+	// anew: any calculator will do, this one included.
+	anew bool
 }
 
-// order returns the targets in random order, the one to avoid last.
-func (c *Client) order(avoid string) []Target {
-	targets := slices.Clone(c.options.Targets)
-	rand.Shuffle(len(targets), func(i, j int) { targets[i], targets[j] = targets[j], targets[i] })
-	slices.SortStableFunc(targets, func(a, b Target) int {
-		switch {
-		case a.Address == avoid && b.Address != avoid:
-			return 1
-		case b.Address == avoid && a.Address != avoid:
-			return -1
-		}
-		return 0
-	})
-	return targets
-}
+func (d *drained) Error() string { return "the calculator asks to connect anew: " + d.reason }
 
 func (c *Client) ended(target Target, err error) {
 	c.applier.Detach()
@@ -191,7 +152,11 @@ func (c *Client) ended(target Target, err error) {
 	c.metrics.InSync.Set(0)
 	reason := Reason(err)
 	c.metrics.StreamEnds.WithLabelValues(reason).Inc()
+	c.noteRefusal(reason, err)
 	c.update(func(s *Status) {
+		if s.Connected {
+			s.Disconnected = time.Now()
+		}
 		s.Connected, s.InSync, s.Address, s.CalculatorID = false, false, "", ""
 		s.LastError = fmt.Sprintf("%s: %v", target.Address, err)
 	})
@@ -201,7 +166,7 @@ func (c *Client) ended(target Target, err error) {
 // Reason returns why a stream ended in one word: the reason that the
 // calculator's error carries, or the error's code.
 func Reason(err error) string {
-	if errors.Is(err, errDrained) {
+	if drain := (*drained)(nil); errors.As(err, &drain) {
 		return "DRAIN"
 	}
 	var refused *refusal
@@ -233,6 +198,7 @@ func (c *Client) stream(ctx context.Context, target Target) error {
 	conn, err := grpc.NewClient(target.Dial,
 		grpc.WithTransportCredentials(target.Credentials),
 		grpc.WithUserAgent("millrace-agent/"+c.options.Version),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: connectTimeout}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingTime, Timeout: pingTimeout}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		// Trying again is Run's: it tries another calculator first.
@@ -259,6 +225,7 @@ func (c *Client) hello() *dataplanev1.Hello {
 		Types:         supported,
 		Epoch:         meta.Epoch,
 		DataplaneMode: dataplanev1.DataplaneMode_DATAPLANE_MODE_BPF,
+		InstanceId:    c.instance,
 	}
 	if len(meta.Position) > 0 {
 		hello.Position = &dataplanev1.Position{ResourceVersions: meta.Position}

@@ -255,7 +255,7 @@ func TestUnknownMessage(t *testing.T) {
 func TestBackwards(t *testing.T) {
 	dir := t.TempDir()
 	stream := 0
-	refused := make(chan struct{})
+	refused, looked := make(chan struct{}), make(chan struct{})
 	serve(t, filepath.Join(dir, "c"), func(s server, _ *dataplanev1.Hello) error {
 		stream++
 		err := welcome(s, "e/1")
@@ -270,8 +270,9 @@ func TestBackwards(t *testing.T) {
 			<-s.Context().Done()
 			close(refused)
 			return err
-		case 2: // set back by an operator: less is right
-			err = errors.Join(commitWithEpoch(s))
+		case 2:
+			<-looked
+			err = errors.Join(err, commit(s, 1, 101, true))
 		}
 		<-s.Context().Done()
 		return err
@@ -285,10 +286,9 @@ func TestBackwards(t *testing.T) {
 	if got := a.store.Meta().Position["services"]; got != 100 {
 		t.Fatalf("position %d", got)
 	}
+	close(looked)
 	await(t, "the next stream's batch", func() bool { return a.store.Meta().Position["services"] == 101 })
 }
-
-func commitWithEpoch(s server) error { return commit(s, 1, 101, true) }
 
 // TestSetBack follows a cluster whose state was set back to lower positions.
 func TestSetBack(t *testing.T) {

@@ -26,6 +26,7 @@ const (
 	reasonPosition = "POSITION_BACKWARDS"
 	reasonDigest   = "DIGEST_MISMATCH"
 	reasonProtocol = "PROTOCOL"
+	reasonSilent   = "NO_WELCOME"
 	// reasonUnknown is of messages, which end nothing.
 	reasonUnknown = "UNKNOWN_MESSAGE"
 )
@@ -78,11 +79,17 @@ func (s *session) run(ctx context.Context) error {
 		s.cancel()
 		<-sender
 	}()
+	silence := time.AfterFunc(welcomeTimeout, func() {
+		s.outbox.fail(refuse(reasonSilent, "the calculator said nothing for %v", welcomeTimeout))
+		s.cancel()
+	})
+	defer silence.Stop()
 	for {
 		response, err := s.call.Recv()
 		if err != nil {
 			return s.failure(err)
 		}
+		silence.Stop()
 		if err := s.handle(response); err != nil {
 			return err
 		}
@@ -136,7 +143,10 @@ func (s *session) handle(response *dataplanev1.SyncResponse) error {
 	case *dataplanev1.SyncResponse_Drain:
 		s.log.Info("calculator asks to go elsewhere", zap.String("calculator", s.target.Address),
 			zap.String("why", m.Drain.GetReason()))
-		return fmt.Errorf("%w: %s", errDrained, m.Drain.GetReason())
+		return &drained{reason: m.Drain.GetReason(), anew: m.Drain.GetCause() == dataplanev1.DrainCause_DRAIN_CAUSE_CONNECTION_AGE}
+	case *dataplanev1.SyncResponse_Notice:
+		s.notice(m.Notice)
+		return nil
 	case *dataplanev1.SyncResponse_Welcome:
 		return refuse(reasonProtocol, "a second welcome")
 	default:
@@ -159,6 +169,7 @@ func (s *session) greet(w *dataplanev1.Welcome) error {
 	s.metrics.Connected.Set(1)
 	s.Client.update(func(st *Status) {
 		st.Connected, st.Address, st.CalculatorID = true, s.target.Address, w.GetCalculatorId()
+		st.Disconnected = time.Time{}
 		st.ConnectTime, st.Epoch, st.InSync, st.Received = time.Now(), w.GetEpoch(), false, 0
 		st.Connects++
 	})
@@ -232,6 +243,15 @@ func (s *session) commit(c *dataplanev1.Commit) error {
 	})
 	s.applier.Submit(batch, commit)
 	return nil
+}
+
+// notice takes what only the calculator can see.
+func (s *session) notice(n *dataplanev1.Notice) {
+	s.log.Warn("the calculator has noticed a problem", zap.String("calculator", s.target.Address),
+		zap.String("reason", n.GetReason()), zap.String("message", n.GetMessage()))
+	if n.GetReason() == reasonDuplicate {
+		s.noteDuplicate(n.GetMessage())
+	}
 }
 
 // unknown notes a message of a type that this agent does not know. Everything

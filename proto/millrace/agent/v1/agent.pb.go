@@ -198,9 +198,12 @@ type CalculatorConnection struct {
 	// Identity of the cluster.
 	Epoch string `protobuf:"bytes,11,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// From the oldest change of the last batch to programmed.
-	LastLatency   *durationpb.Duration `protobuf:"bytes,12,opt,name=last_latency,json=lastLatency,proto3" json:"last_latency,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	LastLatency *durationpb.Duration `protobuf:"bytes,12,opt,name=last_latency,json=lastLatency,proto3" json:"last_latency,omitempty"`
+	// Since when no calculator answers: when the last stream ended, or when the
+	// agent started; unset while a stream is open.
+	DisconnectTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=disconnect_time,json=disconnectTime,proto3" json:"disconnect_time,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CalculatorConnection) Reset() {
@@ -313,6 +316,13 @@ func (x *CalculatorConnection) GetEpoch() string {
 func (x *CalculatorConnection) GetLastLatency() *durationpb.Duration {
 	if x != nil {
 		return x.LastLatency
+	}
+	return nil
+}
+
+func (x *CalculatorConnection) GetDisconnectTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DisconnectTime
 	}
 	return nil
 }
@@ -1589,7 +1599,7 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\bproblems\x18\b \x03(\tR\bproblems\x1a7\n" +
 	"\tHeldEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xf5\x03\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xba\x04\n" +
 	"\x14CalculatorConnection\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12#\n" +
 	"\rcalculator_id\x18\x02 \x01(\tR\fcalculatorId\x12\x1c\n" +
@@ -1604,7 +1614,8 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\bposition\x18\n" +
 	" \x01(\v2\x1f.millrace.dataplane.v1.PositionR\bposition\x12\x14\n" +
 	"\x05epoch\x18\v \x01(\tR\x05epoch\x12<\n" +
-	"\flast_latency\x18\f \x01(\v2\x19.google.protobuf.DurationR\vlastLatency\"\xf8\x01\n" +
+	"\flast_latency\x18\f \x01(\v2\x19.google.protobuf.DurationR\vlastLatency\x12C\n" +
+	"\x0fdisconnect_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectTime\"\xf8\x01\n" +
 	"\x0eDataplaneState\x128\n" +
 	"\x04mode\x18\x01 \x01(\x0e2$.millrace.dataplane.v1.DataplaneModeR\x04mode\x12?\n" +
 	"\vattachments\x18\x02 \x03(\v2\x1d.millrace.agent.v1.AttachmentR\vattachments\x123\n" +
@@ -1752,36 +1763,37 @@ var file_millrace_agent_v1_agent_proto_depIdxs = []int32{
 	23, // 5: millrace.agent.v1.CalculatorConnection.connect_time:type_name -> google.protobuf.Timestamp
 	25, // 6: millrace.agent.v1.CalculatorConnection.position:type_name -> millrace.dataplane.v1.Position
 	26, // 7: millrace.agent.v1.CalculatorConnection.last_latency:type_name -> google.protobuf.Duration
-	27, // 8: millrace.agent.v1.DataplaneState.mode:type_name -> millrace.dataplane.v1.DataplaneMode
-	4,  // 9: millrace.agent.v1.DataplaneState.attachments:type_name -> millrace.agent.v1.Attachment
-	5,  // 10: millrace.agent.v1.DataplaneState.devices:type_name -> millrace.agent.v1.Device
-	6,  // 11: millrace.agent.v1.DataplaneState.features:type_name -> millrace.agent.v1.Feature
-	9,  // 12: millrace.agent.v1.ListServicesResponse.frontends:type_name -> millrace.agent.v1.Frontend
-	28, // 13: millrace.agent.v1.Frontend.protocol:type_name -> millrace.dataplane.v1.Protocol
-	10, // 14: millrace.agent.v1.Frontend.backends:type_name -> millrace.agent.v1.FrontendBackend
-	28, // 15: millrace.agent.v1.ListConntrackResponse.protocol:type_name -> millrace.dataplane.v1.Protocol
-	26, // 16: millrace.agent.v1.ListConntrackResponse.expires:type_name -> google.protobuf.Duration
-	15, // 17: millrace.agent.v1.ListMapsResponse.maps:type_name -> millrace.agent.v1.MapState
-	19, // 18: millrace.agent.v1.RepairResponse.remaining:type_name -> millrace.agent.v1.DiffDesiredResponse
-	0,  // 19: millrace.agent.v1.AgentService.GetStatus:input_type -> millrace.agent.v1.GetStatusRequest
-	7,  // 20: millrace.agent.v1.AgentService.ListServices:input_type -> millrace.agent.v1.ListServicesRequest
-	11, // 21: millrace.agent.v1.AgentService.ListConntrack:input_type -> millrace.agent.v1.ListConntrackRequest
-	13, // 22: millrace.agent.v1.AgentService.ListMaps:input_type -> millrace.agent.v1.ListMapsRequest
-	16, // 23: millrace.agent.v1.AgentService.DumpMap:input_type -> millrace.agent.v1.DumpMapRequest
-	18, // 24: millrace.agent.v1.AgentService.DiffDesired:input_type -> millrace.agent.v1.DiffDesiredRequest
-	20, // 25: millrace.agent.v1.AgentService.Repair:input_type -> millrace.agent.v1.RepairRequest
-	1,  // 26: millrace.agent.v1.AgentService.GetStatus:output_type -> millrace.agent.v1.GetStatusResponse
-	8,  // 27: millrace.agent.v1.AgentService.ListServices:output_type -> millrace.agent.v1.ListServicesResponse
-	12, // 28: millrace.agent.v1.AgentService.ListConntrack:output_type -> millrace.agent.v1.ListConntrackResponse
-	14, // 29: millrace.agent.v1.AgentService.ListMaps:output_type -> millrace.agent.v1.ListMapsResponse
-	17, // 30: millrace.agent.v1.AgentService.DumpMap:output_type -> millrace.agent.v1.DumpMapResponse
-	19, // 31: millrace.agent.v1.AgentService.DiffDesired:output_type -> millrace.agent.v1.DiffDesiredResponse
-	21, // 32: millrace.agent.v1.AgentService.Repair:output_type -> millrace.agent.v1.RepairResponse
-	26, // [26:33] is the sub-list for method output_type
-	19, // [19:26] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	23, // 8: millrace.agent.v1.CalculatorConnection.disconnect_time:type_name -> google.protobuf.Timestamp
+	27, // 9: millrace.agent.v1.DataplaneState.mode:type_name -> millrace.dataplane.v1.DataplaneMode
+	4,  // 10: millrace.agent.v1.DataplaneState.attachments:type_name -> millrace.agent.v1.Attachment
+	5,  // 11: millrace.agent.v1.DataplaneState.devices:type_name -> millrace.agent.v1.Device
+	6,  // 12: millrace.agent.v1.DataplaneState.features:type_name -> millrace.agent.v1.Feature
+	9,  // 13: millrace.agent.v1.ListServicesResponse.frontends:type_name -> millrace.agent.v1.Frontend
+	28, // 14: millrace.agent.v1.Frontend.protocol:type_name -> millrace.dataplane.v1.Protocol
+	10, // 15: millrace.agent.v1.Frontend.backends:type_name -> millrace.agent.v1.FrontendBackend
+	28, // 16: millrace.agent.v1.ListConntrackResponse.protocol:type_name -> millrace.dataplane.v1.Protocol
+	26, // 17: millrace.agent.v1.ListConntrackResponse.expires:type_name -> google.protobuf.Duration
+	15, // 18: millrace.agent.v1.ListMapsResponse.maps:type_name -> millrace.agent.v1.MapState
+	19, // 19: millrace.agent.v1.RepairResponse.remaining:type_name -> millrace.agent.v1.DiffDesiredResponse
+	0,  // 20: millrace.agent.v1.AgentService.GetStatus:input_type -> millrace.agent.v1.GetStatusRequest
+	7,  // 21: millrace.agent.v1.AgentService.ListServices:input_type -> millrace.agent.v1.ListServicesRequest
+	11, // 22: millrace.agent.v1.AgentService.ListConntrack:input_type -> millrace.agent.v1.ListConntrackRequest
+	13, // 23: millrace.agent.v1.AgentService.ListMaps:input_type -> millrace.agent.v1.ListMapsRequest
+	16, // 24: millrace.agent.v1.AgentService.DumpMap:input_type -> millrace.agent.v1.DumpMapRequest
+	18, // 25: millrace.agent.v1.AgentService.DiffDesired:input_type -> millrace.agent.v1.DiffDesiredRequest
+	20, // 26: millrace.agent.v1.AgentService.Repair:input_type -> millrace.agent.v1.RepairRequest
+	1,  // 27: millrace.agent.v1.AgentService.GetStatus:output_type -> millrace.agent.v1.GetStatusResponse
+	8,  // 28: millrace.agent.v1.AgentService.ListServices:output_type -> millrace.agent.v1.ListServicesResponse
+	12, // 29: millrace.agent.v1.AgentService.ListConntrack:output_type -> millrace.agent.v1.ListConntrackResponse
+	14, // 30: millrace.agent.v1.AgentService.ListMaps:output_type -> millrace.agent.v1.ListMapsResponse
+	17, // 31: millrace.agent.v1.AgentService.DumpMap:output_type -> millrace.agent.v1.DumpMapResponse
+	19, // 32: millrace.agent.v1.AgentService.DiffDesired:output_type -> millrace.agent.v1.DiffDesiredResponse
+	21, // 33: millrace.agent.v1.AgentService.Repair:output_type -> millrace.agent.v1.RepairResponse
+	27, // [27:34] is the sub-list for method output_type
+	20, // [20:27] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_millrace_agent_v1_agent_proto_init() }

@@ -24,6 +24,60 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// DrainCause is why an agent is asked to leave.
+type DrainCause int32
+
+const (
+	// Not told: as for STOPPING.
+	DrainCause_DRAIN_CAUSE_UNSPECIFIED DrainCause = 0
+	// The calculator is about to stop: the agent should go to another.
+	DrainCause_DRAIN_CAUSE_STOPPING DrainCause = 1
+	// The stream is old: the agent should choose a calculator anew, this one
+	// included, so that agents spread evenly.
+	DrainCause_DRAIN_CAUSE_CONNECTION_AGE DrainCause = 2
+)
+
+// Enum value maps for DrainCause.
+var (
+	DrainCause_name = map[int32]string{
+		0: "DRAIN_CAUSE_UNSPECIFIED",
+		1: "DRAIN_CAUSE_STOPPING",
+		2: "DRAIN_CAUSE_CONNECTION_AGE",
+	}
+	DrainCause_value = map[string]int32{
+		"DRAIN_CAUSE_UNSPECIFIED":    0,
+		"DRAIN_CAUSE_STOPPING":       1,
+		"DRAIN_CAUSE_CONNECTION_AGE": 2,
+	}
+)
+
+func (x DrainCause) Enum() *DrainCause {
+	p := new(DrainCause)
+	*p = x
+	return p
+}
+
+func (x DrainCause) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DrainCause) Descriptor() protoreflect.EnumDescriptor {
+	return file_millrace_dataplane_v1_sync_proto_enumTypes[0].Descriptor()
+}
+
+func (DrainCause) Type() protoreflect.EnumType {
+	return &file_millrace_dataplane_v1_sync_proto_enumTypes[0]
+}
+
+func (x DrainCause) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DrainCause.Descriptor instead.
+func (DrainCause) EnumDescriptor() ([]byte, []int) {
+	return file_millrace_dataplane_v1_sync_proto_rawDescGZIP(), []int{0}
+}
+
 // SyncRequest is a message from an agent.
 type SyncRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -158,6 +212,7 @@ type SyncResponse struct {
 	//	*SyncResponse_Update
 	//	*SyncResponse_Commit
 	//	*SyncResponse_Drain
+	//	*SyncResponse_Notice
 	Message       isSyncResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -245,6 +300,15 @@ func (x *SyncResponse) GetDrain() *Drain {
 	return nil
 }
 
+func (x *SyncResponse) GetNotice() *Notice {
+	if x != nil {
+		if x, ok := x.Message.(*SyncResponse_Notice); ok {
+			return x.Notice
+		}
+	}
+	return nil
+}
+
 type isSyncResponse_Message interface {
 	isSyncResponse_Message()
 }
@@ -270,8 +334,14 @@ type SyncResponse_Commit struct {
 }
 
 type SyncResponse_Drain struct {
-	// The calculator is about to go; the agent should find another.
+	// The agent should find another calculator, or come anew.
 	Drain *Drain `protobuf:"bytes,5,opt,name=drain,proto3,oneof"`
+}
+
+type SyncResponse_Notice struct {
+	// The calculator has noticed something wrong about the agent. Sent only to
+	// agents with an instance_id.
+	Notice *Notice `protobuf:"bytes,6,opt,name=notice,proto3,oneof"`
 }
 
 func (*SyncResponse_Welcome) isSyncResponse_Message() {}
@@ -283,6 +353,8 @@ func (*SyncResponse_Update) isSyncResponse_Message() {}
 func (*SyncResponse_Commit) isSyncResponse_Message() {}
 
 func (*SyncResponse_Drain) isSyncResponse_Message() {}
+
+func (*SyncResponse_Notice) isSyncResponse_Message() {}
 
 // Hello introduces an agent and what it holds.
 type Hello struct {
@@ -306,6 +378,10 @@ type Hello struct {
 	BucketDigests []uint64 `protobuf:"fixed64,6,rep,packed,name=bucket_digests,json=bucketDigests,proto3" json:"bucket_digests,omitempty"`
 	// The kind of dataplane the node runs.
 	DataplaneMode DataplaneMode `protobuf:"varint,7,opt,name=dataplane_mode,json=dataplaneMode,proto3,enum=millrace.dataplane.v1.DataplaneMode" json:"dataplane_mode,omitempty"`
+	// Identity of the agent's process, made by chance when it starts: two agents
+	// that use one node's name are told apart by it. An agent that has one
+	// understands notices.
+	InstanceId    string `protobuf:"bytes,8,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -387,6 +463,13 @@ func (x *Hello) GetDataplaneMode() DataplaneMode {
 		return x.DataplaneMode
 	}
 	return DataplaneMode_DATAPLANE_MODE_UNSPECIFIED
+}
+
+func (x *Hello) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
 }
 
 // TypeSupport announces a resource type.
@@ -1073,11 +1156,13 @@ func (x *Report) GetProblems() []string {
 	return nil
 }
 
-// Drain tells the agent to move to another calculator.
+// Drain tells the agent to leave this stream and open another.
 type Drain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Why, for people.
-	Reason        string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Why, for the agent.
+	Cause         DrainCause `protobuf:"varint,2,opt,name=cause,proto3,enum=millrace.dataplane.v1.DrainCause" json:"cause,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1119,6 +1204,68 @@ func (x *Drain) GetReason() string {
 	return ""
 }
 
+func (x *Drain) GetCause() DrainCause {
+	if x != nil {
+		return x.Cause
+	}
+	return DrainCause_DRAIN_CAUSE_UNSPECIFIED
+}
+
+// Notice tells an agent of something that only the calculator can see.
+type Notice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Stable reason in UPPER_SNAKE_CASE ("DUPLICATE_NODE"), for programs.
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What is wrong and what follows, for people.
+	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notice) Reset() {
+	*x = Notice{}
+	mi := &file_millrace_dataplane_v1_sync_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notice) ProtoMessage() {}
+
+func (x *Notice) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_dataplane_v1_sync_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notice.ProtoReflect.Descriptor instead.
+func (*Notice) Descriptor() ([]byte, []int) {
+	return file_millrace_dataplane_v1_sync_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Notice) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Notice) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 var File_millrace_dataplane_v1_sync_proto protoreflect.FileDescriptor
 
 const file_millrace_dataplane_v1_sync_proto_rawDesc = "" +
@@ -1129,14 +1276,15 @@ const file_millrace_dataplane_v1_sync_proto_rawDesc = "" +
 	"\x04held\x18\x02 \x01(\v2\x1b.millrace.dataplane.v1.HeldH\x00R\x04held\x12.\n" +
 	"\x03ack\x18\x03 \x01(\v2\x1a.millrace.dataplane.v1.AckH\x00R\x03ack\x127\n" +
 	"\x06report\x18\x04 \x01(\v2\x1d.millrace.dataplane.v1.ReportH\x00R\x06reportB\t\n" +
-	"\amessage\"\xc6\x02\n" +
+	"\amessage\"\xff\x02\n" +
 	"\fSyncResponse\x12:\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1e.millrace.dataplane.v1.WelcomeH\x00R\awelcome\x12G\n" +
 	"\fheld_request\x18\x02 \x01(\v2\".millrace.dataplane.v1.HeldRequestH\x00R\vheldRequest\x127\n" +
 	"\x06update\x18\x03 \x01(\v2\x1d.millrace.dataplane.v1.UpdateH\x00R\x06update\x127\n" +
 	"\x06commit\x18\x04 \x01(\v2\x1d.millrace.dataplane.v1.CommitH\x00R\x06commit\x124\n" +
-	"\x05drain\x18\x05 \x01(\v2\x1c.millrace.dataplane.v1.DrainH\x00R\x05drainB\t\n" +
-	"\amessage\"\xca\x02\n" +
+	"\x05drain\x18\x05 \x01(\v2\x1c.millrace.dataplane.v1.DrainH\x00R\x05drain\x127\n" +
+	"\x06notice\x18\x06 \x01(\v2\x1d.millrace.dataplane.v1.NoticeH\x00R\x06noticeB\t\n" +
+	"\amessage\"\xeb\x02\n" +
 	"\x05Hello\x12\x1b\n" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x12#\n" +
 	"\ragent_version\x18\x02 \x01(\tR\fagentVersion\x128\n" +
@@ -1144,7 +1292,9 @@ const file_millrace_dataplane_v1_sync_proto_rawDesc = "" +
 	"\x05epoch\x18\x04 \x01(\tR\x05epoch\x12;\n" +
 	"\bposition\x18\x05 \x01(\v2\x1f.millrace.dataplane.v1.PositionR\bposition\x12%\n" +
 	"\x0ebucket_digests\x18\x06 \x03(\x06R\rbucketDigests\x12K\n" +
-	"\x0edataplane_mode\x18\a \x01(\x0e2$.millrace.dataplane.v1.DataplaneModeR\rdataplaneMode\"^\n" +
+	"\x0edataplane_mode\x18\a \x01(\x0e2$.millrace.dataplane.v1.DataplaneModeR\rdataplaneMode\x12\x1f\n" +
+	"\vinstance_id\x18\b \x01(\tR\n" +
+	"instanceId\"^\n" +
 	"\vTypeSupport\x127\n" +
 	"\x04type\x18\x01 \x01(\x0e2#.millrace.dataplane.v1.ResourceTypeR\x04type\x12\x16\n" +
 	"\x06schema\x18\x02 \x01(\rR\x06schema\"\xb3\x01\n" +
@@ -1189,9 +1339,18 @@ const file_millrace_dataplane_v1_sync_proto_rawDesc = "" +
 	"\amessage\x18\x04 \x01(\tR\amessage\"x\n" +
 	"\x06Report\x12R\n" +
 	"\x12attached_endpoints\x18\x01 \x03(\v2#.millrace.dataplane.v1.ResourceNameR\x11attachedEndpoints\x12\x1a\n" +
-	"\bproblems\x18\x02 \x03(\tR\bproblems\"\x1f\n" +
+	"\bproblems\x18\x02 \x03(\tR\bproblems\"X\n" +
 	"\x05Drain\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason2b\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x127\n" +
+	"\x05cause\x18\x02 \x01(\x0e2!.millrace.dataplane.v1.DrainCauseR\x05cause\":\n" +
+	"\x06Notice\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*c\n" +
+	"\n" +
+	"DrainCause\x12\x1b\n" +
+	"\x17DRAIN_CAUSE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14DRAIN_CAUSE_STOPPING\x10\x01\x12\x1e\n" +
+	"\x1aDRAIN_CAUSE_CONNECTION_AGE\x10\x022b\n" +
 	"\vSyncService\x12S\n" +
 	"\x04Sync\x12\".millrace.dataplane.v1.SyncRequest\x1a#.millrace.dataplane.v1.SyncResponse(\x010\x01BNZLgithub.com/millrace-project/millrace/proto/millrace/dataplane/v1;dataplanev1b\x06proto3"
 
@@ -1207,62 +1366,67 @@ func file_millrace_dataplane_v1_sync_proto_rawDescGZIP() []byte {
 	return file_millrace_dataplane_v1_sync_proto_rawDescData
 }
 
-var file_millrace_dataplane_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_millrace_dataplane_v1_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_millrace_dataplane_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_millrace_dataplane_v1_sync_proto_goTypes = []any{
-	(*SyncRequest)(nil),           // 0: millrace.dataplane.v1.SyncRequest
-	(*SyncResponse)(nil),          // 1: millrace.dataplane.v1.SyncResponse
-	(*Hello)(nil),                 // 2: millrace.dataplane.v1.Hello
-	(*TypeSupport)(nil),           // 3: millrace.dataplane.v1.TypeSupport
-	(*Position)(nil),              // 4: millrace.dataplane.v1.Position
-	(*Welcome)(nil),               // 5: millrace.dataplane.v1.Welcome
-	(*HeldRequest)(nil),           // 6: millrace.dataplane.v1.HeldRequest
-	(*Held)(nil),                  // 7: millrace.dataplane.v1.Held
-	(*HeldResource)(nil),          // 8: millrace.dataplane.v1.HeldResource
-	(*Update)(nil),                // 9: millrace.dataplane.v1.Update
-	(*Commit)(nil),                // 10: millrace.dataplane.v1.Commit
-	(*Ack)(nil),                   // 11: millrace.dataplane.v1.Ack
-	(*ResourceError)(nil),         // 12: millrace.dataplane.v1.ResourceError
-	(*Report)(nil),                // 13: millrace.dataplane.v1.Report
-	(*Drain)(nil),                 // 14: millrace.dataplane.v1.Drain
-	nil,                           // 15: millrace.dataplane.v1.Position.ResourceVersionsEntry
-	(DataplaneMode)(0),            // 16: millrace.dataplane.v1.DataplaneMode
-	(ResourceType)(0),             // 17: millrace.dataplane.v1.ResourceType
-	(*ResourceName)(nil),          // 18: millrace.dataplane.v1.ResourceName
-	(*Resource)(nil),              // 19: millrace.dataplane.v1.Resource
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(DrainCause)(0),               // 0: millrace.dataplane.v1.DrainCause
+	(*SyncRequest)(nil),           // 1: millrace.dataplane.v1.SyncRequest
+	(*SyncResponse)(nil),          // 2: millrace.dataplane.v1.SyncResponse
+	(*Hello)(nil),                 // 3: millrace.dataplane.v1.Hello
+	(*TypeSupport)(nil),           // 4: millrace.dataplane.v1.TypeSupport
+	(*Position)(nil),              // 5: millrace.dataplane.v1.Position
+	(*Welcome)(nil),               // 6: millrace.dataplane.v1.Welcome
+	(*HeldRequest)(nil),           // 7: millrace.dataplane.v1.HeldRequest
+	(*Held)(nil),                  // 8: millrace.dataplane.v1.Held
+	(*HeldResource)(nil),          // 9: millrace.dataplane.v1.HeldResource
+	(*Update)(nil),                // 10: millrace.dataplane.v1.Update
+	(*Commit)(nil),                // 11: millrace.dataplane.v1.Commit
+	(*Ack)(nil),                   // 12: millrace.dataplane.v1.Ack
+	(*ResourceError)(nil),         // 13: millrace.dataplane.v1.ResourceError
+	(*Report)(nil),                // 14: millrace.dataplane.v1.Report
+	(*Drain)(nil),                 // 15: millrace.dataplane.v1.Drain
+	(*Notice)(nil),                // 16: millrace.dataplane.v1.Notice
+	nil,                           // 17: millrace.dataplane.v1.Position.ResourceVersionsEntry
+	(DataplaneMode)(0),            // 18: millrace.dataplane.v1.DataplaneMode
+	(ResourceType)(0),             // 19: millrace.dataplane.v1.ResourceType
+	(*ResourceName)(nil),          // 20: millrace.dataplane.v1.ResourceName
+	(*Resource)(nil),              // 21: millrace.dataplane.v1.Resource
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
 }
 var file_millrace_dataplane_v1_sync_proto_depIdxs = []int32{
-	2,  // 0: millrace.dataplane.v1.SyncRequest.hello:type_name -> millrace.dataplane.v1.Hello
-	7,  // 1: millrace.dataplane.v1.SyncRequest.held:type_name -> millrace.dataplane.v1.Held
-	11, // 2: millrace.dataplane.v1.SyncRequest.ack:type_name -> millrace.dataplane.v1.Ack
-	13, // 3: millrace.dataplane.v1.SyncRequest.report:type_name -> millrace.dataplane.v1.Report
-	5,  // 4: millrace.dataplane.v1.SyncResponse.welcome:type_name -> millrace.dataplane.v1.Welcome
-	6,  // 5: millrace.dataplane.v1.SyncResponse.held_request:type_name -> millrace.dataplane.v1.HeldRequest
-	9,  // 6: millrace.dataplane.v1.SyncResponse.update:type_name -> millrace.dataplane.v1.Update
-	10, // 7: millrace.dataplane.v1.SyncResponse.commit:type_name -> millrace.dataplane.v1.Commit
-	14, // 8: millrace.dataplane.v1.SyncResponse.drain:type_name -> millrace.dataplane.v1.Drain
-	3,  // 9: millrace.dataplane.v1.Hello.types:type_name -> millrace.dataplane.v1.TypeSupport
-	4,  // 10: millrace.dataplane.v1.Hello.position:type_name -> millrace.dataplane.v1.Position
-	16, // 11: millrace.dataplane.v1.Hello.dataplane_mode:type_name -> millrace.dataplane.v1.DataplaneMode
-	17, // 12: millrace.dataplane.v1.TypeSupport.type:type_name -> millrace.dataplane.v1.ResourceType
-	15, // 13: millrace.dataplane.v1.Position.resource_versions:type_name -> millrace.dataplane.v1.Position.ResourceVersionsEntry
-	8,  // 14: millrace.dataplane.v1.Held.resources:type_name -> millrace.dataplane.v1.HeldResource
-	18, // 15: millrace.dataplane.v1.HeldResource.name:type_name -> millrace.dataplane.v1.ResourceName
-	19, // 16: millrace.dataplane.v1.Update.upserts:type_name -> millrace.dataplane.v1.Resource
-	18, // 17: millrace.dataplane.v1.Update.removals:type_name -> millrace.dataplane.v1.ResourceName
-	4,  // 18: millrace.dataplane.v1.Commit.position:type_name -> millrace.dataplane.v1.Position
-	20, // 19: millrace.dataplane.v1.Commit.trigger_time:type_name -> google.protobuf.Timestamp
-	12, // 20: millrace.dataplane.v1.Ack.errors:type_name -> millrace.dataplane.v1.ResourceError
-	20, // 21: millrace.dataplane.v1.Ack.programmed_time:type_name -> google.protobuf.Timestamp
-	18, // 22: millrace.dataplane.v1.ResourceError.name:type_name -> millrace.dataplane.v1.ResourceName
-	18, // 23: millrace.dataplane.v1.Report.attached_endpoints:type_name -> millrace.dataplane.v1.ResourceName
-	0,  // 24: millrace.dataplane.v1.SyncService.Sync:input_type -> millrace.dataplane.v1.SyncRequest
-	1,  // 25: millrace.dataplane.v1.SyncService.Sync:output_type -> millrace.dataplane.v1.SyncResponse
-	25, // [25:26] is the sub-list for method output_type
-	24, // [24:25] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	3,  // 0: millrace.dataplane.v1.SyncRequest.hello:type_name -> millrace.dataplane.v1.Hello
+	8,  // 1: millrace.dataplane.v1.SyncRequest.held:type_name -> millrace.dataplane.v1.Held
+	12, // 2: millrace.dataplane.v1.SyncRequest.ack:type_name -> millrace.dataplane.v1.Ack
+	14, // 3: millrace.dataplane.v1.SyncRequest.report:type_name -> millrace.dataplane.v1.Report
+	6,  // 4: millrace.dataplane.v1.SyncResponse.welcome:type_name -> millrace.dataplane.v1.Welcome
+	7,  // 5: millrace.dataplane.v1.SyncResponse.held_request:type_name -> millrace.dataplane.v1.HeldRequest
+	10, // 6: millrace.dataplane.v1.SyncResponse.update:type_name -> millrace.dataplane.v1.Update
+	11, // 7: millrace.dataplane.v1.SyncResponse.commit:type_name -> millrace.dataplane.v1.Commit
+	15, // 8: millrace.dataplane.v1.SyncResponse.drain:type_name -> millrace.dataplane.v1.Drain
+	16, // 9: millrace.dataplane.v1.SyncResponse.notice:type_name -> millrace.dataplane.v1.Notice
+	4,  // 10: millrace.dataplane.v1.Hello.types:type_name -> millrace.dataplane.v1.TypeSupport
+	5,  // 11: millrace.dataplane.v1.Hello.position:type_name -> millrace.dataplane.v1.Position
+	18, // 12: millrace.dataplane.v1.Hello.dataplane_mode:type_name -> millrace.dataplane.v1.DataplaneMode
+	19, // 13: millrace.dataplane.v1.TypeSupport.type:type_name -> millrace.dataplane.v1.ResourceType
+	17, // 14: millrace.dataplane.v1.Position.resource_versions:type_name -> millrace.dataplane.v1.Position.ResourceVersionsEntry
+	9,  // 15: millrace.dataplane.v1.Held.resources:type_name -> millrace.dataplane.v1.HeldResource
+	20, // 16: millrace.dataplane.v1.HeldResource.name:type_name -> millrace.dataplane.v1.ResourceName
+	21, // 17: millrace.dataplane.v1.Update.upserts:type_name -> millrace.dataplane.v1.Resource
+	20, // 18: millrace.dataplane.v1.Update.removals:type_name -> millrace.dataplane.v1.ResourceName
+	5,  // 19: millrace.dataplane.v1.Commit.position:type_name -> millrace.dataplane.v1.Position
+	22, // 20: millrace.dataplane.v1.Commit.trigger_time:type_name -> google.protobuf.Timestamp
+	13, // 21: millrace.dataplane.v1.Ack.errors:type_name -> millrace.dataplane.v1.ResourceError
+	22, // 22: millrace.dataplane.v1.Ack.programmed_time:type_name -> google.protobuf.Timestamp
+	20, // 23: millrace.dataplane.v1.ResourceError.name:type_name -> millrace.dataplane.v1.ResourceName
+	20, // 24: millrace.dataplane.v1.Report.attached_endpoints:type_name -> millrace.dataplane.v1.ResourceName
+	0,  // 25: millrace.dataplane.v1.Drain.cause:type_name -> millrace.dataplane.v1.DrainCause
+	1,  // 26: millrace.dataplane.v1.SyncService.Sync:input_type -> millrace.dataplane.v1.SyncRequest
+	2,  // 27: millrace.dataplane.v1.SyncService.Sync:output_type -> millrace.dataplane.v1.SyncResponse
+	27, // [27:28] is the sub-list for method output_type
+	26, // [26:27] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_millrace_dataplane_v1_sync_proto_init() }
@@ -1283,19 +1447,21 @@ func file_millrace_dataplane_v1_sync_proto_init() {
 		(*SyncResponse_Update)(nil),
 		(*SyncResponse_Commit)(nil),
 		(*SyncResponse_Drain)(nil),
+		(*SyncResponse_Notice)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_dataplane_v1_sync_proto_rawDesc), len(file_millrace_dataplane_v1_sync_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   16,
+			NumEnums:      1,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_millrace_dataplane_v1_sync_proto_goTypes,
 		DependencyIndexes: file_millrace_dataplane_v1_sync_proto_depIdxs,
+		EnumInfos:         file_millrace_dataplane_v1_sync_proto_enumTypes,
 		MessageInfos:      file_millrace_dataplane_v1_sync_proto_msgTypes,
 	}.Build()
 	File_millrace_dataplane_v1_sync_proto = out.File

@@ -46,7 +46,13 @@ type SyncServiceClient interface {
 	// ErrorInfo of reason NOT_SYNCED or BEHIND_POSITION (this calculator is not
 	// ready, or knows less than the agent: try another), FAILED_PRECONDITION
 	// with reason WRONG_EPOCH (the agent belongs to another cluster),
-	// NOT_FOUND with reason UNKNOWN_NODE (no such node in the cluster yet).
+	// NOT_FOUND with reason UNKNOWN_NODE (no such node in the cluster yet),
+	// UNAVAILABLE with reason BUSY and a RetryInfo (more agents join than can be
+	// served at once: try another calculator, or this one not before the delay),
+	// UNAVAILABLE with reason STALLED (the agent did not read for too long),
+	// ABORTED with reason REPLACED (a newer stream of the node took over), and
+	// ALREADY_EXISTS with reason DUPLICATE_NODE and a RetryInfo (another agent,
+	// which is connected, has this node's name).
 	Sync(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SyncRequest, SyncResponse], error)
 }
 
@@ -93,7 +99,13 @@ type SyncServiceServer interface {
 	// ErrorInfo of reason NOT_SYNCED or BEHIND_POSITION (this calculator is not
 	// ready, or knows less than the agent: try another), FAILED_PRECONDITION
 	// with reason WRONG_EPOCH (the agent belongs to another cluster),
-	// NOT_FOUND with reason UNKNOWN_NODE (no such node in the cluster yet).
+	// NOT_FOUND with reason UNKNOWN_NODE (no such node in the cluster yet),
+	// UNAVAILABLE with reason BUSY and a RetryInfo (more agents join than can be
+	// served at once: try another calculator, or this one not before the delay),
+	// UNAVAILABLE with reason STALLED (the agent did not read for too long),
+	// ABORTED with reason REPLACED (a newer stream of the node took over), and
+	// ALREADY_EXISTS with reason DUPLICATE_NODE and a RetryInfo (another agent,
+	// which is connected, has this node's name).
 	Sync(grpc.BidiStreamingServer[SyncRequest, SyncResponse]) error
 	mustEmbedUnimplementedSyncServiceServer()
 }

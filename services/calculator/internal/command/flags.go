@@ -36,6 +36,7 @@ type options struct {
 	maxConnectionAgeGrace time.Duration
 	drainTime             time.Duration
 	drainGrace            time.Duration
+	joinLimit             int
 
 	level       zapcore.Level                    // of logLevel
 	credentials credentials.TransportCredentials // of listen and tls
@@ -58,8 +59,9 @@ func (o *options) register(flags *pflag.FlagSet) {
 	o.tls.Register(flags)
 	flags.StringVar(&o.logLevel, "log-level", "info", "least level to log: debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "json", "json or console")
-	flags.DurationVar(&o.maxConnectionAge, "max-connection-age", 4*time.Hour, "ask an agent to connect anew, perhaps to another calculator, after about this time; 0 for never")
+	flags.DurationVar(&o.maxConnectionAge, "max-connection-age", time.Hour, "ask an agent to connect anew, perhaps to another calculator, after about this time; 0 for never")
 	flags.DurationVar(&o.maxConnectionAgeGrace, "max-connection-age-grace", 30*time.Second, "close a connection this long after its agent was asked to connect anew")
+	flags.IntVar(&o.joinLimit, "join-limit", 32, "bring at most this many agents up to date at a time; the others wait in order")
 	flags.DurationVar(&o.drainTime, "drain-time", 5*time.Second, "when stopping, spread over this time the requests to agents to go elsewhere")
 	flags.DurationVar(&o.drainGrace, "drain-grace", 2*time.Second, "when stopping, wait this long for the last agents to go")
 }
@@ -109,6 +111,9 @@ func (o *options) validate(cmd *cobra.Command) error {
 		if _, err := transport.CheckAddress("--metrics-listen", o.metricsListen); err != nil {
 			return err
 		}
+	}
+	if o.joinLimit < 1 {
+		return fmt.Errorf("--join-limit: %d must be at least 1", o.joinLimit)
 	}
 	for name, value := range map[string]time.Duration{
 		"--max-connection-age": o.maxConnectionAge, "--max-connection-age-grace": o.maxConnectionAgeGrace,

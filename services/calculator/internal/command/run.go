@@ -114,6 +114,7 @@ func build(o *options, log *zap.Logger) (*calculator, error) {
 	}
 	c.sync = publish.NewService(c.publisher, publish.Options{
 		CalculatorID: calculatorID(), Version: version, Epoch: c.source.Epoch, Schemas: schemas,
+		JoinLimit: o.joinLimit, MaxAge: o.maxConnectionAge, AgeGrace: o.maxConnectionAgeGrace,
 		Log: log.Named("sync"), Registry: c.registry})
 	c.servers = newServers(o, c.sync, &api.Service{
 		Version: version, CalculatorID: c.sync.CalculatorID, StartTime: time.Now(), Source: c.source,

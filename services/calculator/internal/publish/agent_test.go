@@ -116,6 +116,8 @@ type agent struct {
 	held     map[key]uint64
 	position map[string]uint64
 	epoch    string
+	instance string
+	notices  []*dataplanev1.Notice
 
 	stream   grpc.BidiStreamingClient[dataplanev1.SyncRequest, dataplanev1.SyncResponse]
 	upserts  int // in the last batch
@@ -150,7 +152,7 @@ func (a *agent) dial(c *calculator) {
 }
 
 func (a *agent) hello() *dataplanev1.SyncRequest {
-	hello := &dataplanev1.Hello{NodeName: a.node, AgentVersion: "v0", Epoch: a.epoch,
+	hello := &dataplanev1.Hello{NodeName: a.node, AgentVersion: "v0", Epoch: a.epoch, InstanceId: a.instance,
 		Position: &dataplanev1.Position{ResourceVersions: a.position}}
 	for _, kind := range a.types {
 		hello.Types = append(hello.Types, &dataplanev1.TypeSupport{Type: kind, Schema: 1})
@@ -206,6 +208,8 @@ func (a *agent) tryBatch() (*dataplanev1.Commit, error) {
 		switch message := response.GetMessage().(type) {
 		case *dataplanev1.SyncResponse_Welcome:
 			a.epoch = message.Welcome.GetEpoch()
+		case *dataplanev1.SyncResponse_Notice:
+			a.notices = append(a.notices, message.Notice)
 		case *dataplanev1.SyncResponse_HeldRequest:
 			a.answer(message.HeldRequest)
 		case *dataplanev1.SyncResponse_Update:

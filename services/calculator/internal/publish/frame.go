@@ -78,20 +78,52 @@ func (c *changes) sort() {
 // frames encodes sorted changes.
 func (c *changes) frames() ([]*frame, error) {
 	var frames []*frame
-	batch := frameBuilder{field: fieldUpserts}
+	err := c.each(func(f *frame) error { frames = append(frames, f); return nil })
+	return frames, err
+}
+
+// each encodes sorted changes a frame at a time.
+func (c *changes) each(yield func(*frame) error) error {
+	batch := frameBuilder{field: fieldUpserts, yield: yield}
 	for _, e := range c.upserts {
-		frames = batch.add(frames, e.name.kind, e.encoded)
+		if err := batch.add(e.name.kind, e.encoded); err != nil {
+			return err
+		}
 	}
-	frames = batch.flush(frames)
-	batch = frameBuilder{field: fieldRemovals}
+	if err := batch.flush(); err != nil {
+		return err
+	}
+	batch.field = fieldRemovals
 	for _, n := range c.removals {
 		element, err := encodeElement(fieldRemovals, n.proto())
 		if err != nil {
-			return nil, fmt.Errorf("encoding the removal of %s %q: %w", n.kind, n.key, err)
+			return fmt.Errorf("encoding the removal of %s %q: %w", n.kind, n.key, err)
 		}
-		frames = batch.add(frames, n.kind, element)
+		if err := batch.add(n.kind, element); err != nil {
+			return err
+		}
 	}
-	return batch.flush(frames), nil
+	return batch.flush()
+}
+
+// content is what a batch carries: frames that all streams share, or changes
+// of one stream alone, which are encoded as they are sent. The agents of a
+// thousand streams that each need another catch-up cost a frame each, not a
+// copy of everything each.
+type content struct {
+	shared []*frame
+	own    changes
+}
+
+func (c *content) empty() bool { return len(c.shared) == 0 && c.own.empty() }
+
+func (c *content) each(yield func(*frame) error) error {
+	for _, f := range c.shared {
+		if err := yield(f); err != nil {
+			return err
+		}
+	}
+	return c.own.each(yield)
 }
 
 // frameBuilder puts elements of an Update together into frames.
@@ -100,21 +132,24 @@ type frameBuilder struct {
 	kind     dataplanev1.ResourceType
 	elements [][]byte
 	size     int
+	yield    func(*frame) error
 }
 
-func (b *frameBuilder) add(frames []*frame, kind dataplanev1.ResourceType, element []byte) []*frame {
+func (b *frameBuilder) add(kind dataplanev1.ResourceType, element []byte) error {
 	if len(b.elements) > 0 && (kind != b.kind || b.size+len(element) > maxUpdateBytes) {
-		frames = b.flush(frames)
+		if err := b.flush(); err != nil {
+			return err
+		}
 	}
 	b.kind = kind
 	b.elements = append(b.elements, element)
 	b.size += len(element)
-	return frames
+	return nil
 }
 
-func (b *frameBuilder) flush(frames []*frame) []*frame {
+func (b *frameBuilder) flush() error {
 	if len(b.elements) == 0 {
-		return frames
+		return nil
 	}
 	data := make([]byte, 0, protowire.SizeTag(fieldUpdate)+protowire.SizeBytes(b.size))
 	data = protowire.AppendTag(data, fieldUpdate, protowire.BytesType)
@@ -124,7 +159,7 @@ func (b *frameBuilder) flush(frames []*frame) []*frame {
 	}
 	f := &frame{data: data, kind: b.kind, removal: b.field == fieldRemovals, count: len(b.elements)}
 	b.elements, b.size = b.elements[:0], 0
-	return append(frames, f)
+	return b.yield(f)
 }
 
 // mergeFrames brings the frames of several audiences into the order of one

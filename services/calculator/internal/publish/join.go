@@ -49,10 +49,39 @@ func (st *stream) admit(hello *dataplanev1.Hello) (view, error) {
 		case <-now.advanced:
 		case <-patience.C:
 			return view{}, refused
+		case <-st.service.drained:
+			return view{}, errDraining()
 		case <-st.context().Done():
 			return view{}, st.context().Err()
 		}
 	}
+}
+
+// awaitTurn waits until the agent may be brought up. One that holds what it
+// should needs no turn: it costs a comparison.
+func (st *stream) awaitTurn(hello *dataplanev1.Hello, now *view) (leave func(), err error) {
+	if held := hello.GetBucketDigests(); len(held) > 0 {
+		digests := now.digests(st.types)
+		if differing, _ := digests.Differing(held); len(differing) == 0 {
+			return func() {}, nil
+		}
+	}
+	if leave, err = st.service.admission.enter(st.context(), st.service.drained); err != nil {
+		return nil, err
+	}
+	// Time has passed.
+	latest, err := st.admit(hello)
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	*now = latest
+	if len(hello.GetBucketDigests()) == 0 && len(st.floor(hello)) == 0 {
+		if v, ok := st.service.joins.choose(st.node, st.service.publisher.current.Load()); ok {
+			*now = v
+		}
+	}
+	return leave, nil
 }
 
 // readiness is the outcome of one look at whether an agent can be served.
@@ -144,10 +173,10 @@ func (st *stream) welcome() error {
 // bringUp sends the first batch: what leads from what the agent holds to now.
 func (st *stream) bringUp(node *nodeState, now *view, hello *dataplanev1.Hello, floor Position) error {
 	digests := now.digests(st.types)
-	kind, frames := batchJoin, []*frame(nil)
+	kind, batch := batchJoin, content{}
 	if len(hello.GetBucketDigests()) == 0 {
 		var err error
-		if frames, err = now.fullFrames(st.types); err != nil {
+		if batch.shared, err = now.fullFrames(st.types); err != nil {
 			return err
 		}
 	} else {
@@ -157,16 +186,13 @@ func (st *stream) bringUp(node *nodeState, now *view, hello *dataplanev1.Hello, 
 		if err != nil {
 			return err
 		}
-		c := now.resumeChanges(st.types, held)
-		if frames, err = c.frames(); err != nil {
-			return fmt.Errorf("encoding what differs from what the agent holds: %w", err)
-		}
+		batch.own = now.resumeChanges(st.types, held)
 	}
 	commit, err := encodeCommit(now.revision, now.position.Merge(floor), time.Time{}, digests.Sum())
 	if err != nil {
 		return fmt.Errorf("encoding the first commit: %w", err)
 	}
-	return st.sendBatch(node, kind, frames, commit, now.revision, time.Time{})
+	return st.sendBatch(node, kind, batch, commit, now.revision, time.Time{})
 }
 
 // askHeld asks for what the agent holds in the buckets and waits for all

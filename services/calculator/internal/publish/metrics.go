@@ -57,7 +57,8 @@ func newMetrics(registry prometheus.Registerer, service *Service) *metrics {
 		opened: counter("streams_opened_total", "Streams that agents opened."),
 		ended: counters("streams_ended_total", "Streams that ended, by reason of refusal or gRPC code.", "reason",
 			ReasonNotSynced, ReasonBehindPosition, ReasonWrongEpoch, ReasonUnknownNode, ReasonReplaced, ReasonDraining,
-			ReasonMalformed, ReasonUnknownMessage, ReasonWrongNode),
+			ReasonMalformed, ReasonUnknownMessage, ReasonWrongNode, ReasonBusy, ReasonStalled, ReasonConnectionAge,
+			ReasonDuplicateNode),
 		batches: counters("batches_sent_total", "Batches sent, by how they came about.", "kind",
 			batchJoin, batchResume, batchShared, batchCatchUp),
 		messages: counter("messages_sent_total", "Messages sent on streams."),
@@ -77,6 +78,7 @@ func newMetrics(registry prometheus.Registerer, service *Service) *metrics {
 		&nodeCollector{service: service,
 			resources: prometheus.NewDesc("millrace_calculator_resources", "Resources, by type.", []string{"type"}, nil),
 			nodes:     prometheus.NewDesc("millrace_calculator_nodes", "Nodes, by what is known of their agents.", []string{"state"}, nil),
+			joins:     prometheus.NewDesc("millrace_calculator_joins", "Agents that are being brought up, and that wait for their turn.", []string{"state"}, nil),
 			lag:       prometheus.NewDesc("millrace_calculator_lag_revisions", "Revisions that the connected node furthest behind is behind.", nil, nil),
 		})
 	return m
@@ -84,8 +86,8 @@ func newMetrics(registry prometheus.Registerer, service *Service) *metrics {
 
 // nodeCollector reads figures that are known when somebody asks.
 type nodeCollector struct {
-	service               *Service
-	resources, nodes, lag *prometheus.Desc
+	service                      *Service
+	resources, nodes, lag, joins *prometheus.Desc
 }
 
 // Describe implements prometheus.Collector.
@@ -93,6 +95,7 @@ func (c *nodeCollector) Describe(descs chan<- *prometheus.Desc) {
 	descs <- c.resources
 	descs <- c.nodes
 	descs <- c.lag
+	descs <- c.joins
 }
 
 // Collect implements prometheus.Collector.
@@ -122,4 +125,7 @@ func (c *nodeCollector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(c.nodes, prometheus.GaugeValue, count, state)
 	}
 	out <- prometheus.MustNewConstMetric(c.lag, prometheus.GaugeValue, lag)
+	running, waiting := c.service.admission.load()
+	out <- prometheus.MustNewConstMetric(c.joins, prometheus.GaugeValue, float64(running), "running")
+	out <- prometheus.MustNewConstMetric(c.joins, prometheus.GaugeValue, float64(waiting), "waiting")
 }

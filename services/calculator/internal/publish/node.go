@@ -21,8 +21,13 @@ import (
 type nodeState struct {
 	mu sync.Mutex
 	// stream is the newest stream of the node; nil if there is none.
-	stream       *stream
-	peer         string
+	stream *stream
+	peer   string
+	// instance is the stream's agent; evicted are those whose streams it and
+	// others have taken over, and when; duplicate is one of them that came back.
+	instance     string
+	evicted      map[string]time.Time
+	duplicate    duplicate
 	agentVersion string
 	mode         dataplanev1.DataplaneMode
 	connectTime  time.Time
@@ -111,8 +116,9 @@ func (n *nodeState) proto(nodeName string, newest uint64) *calculatorv1.NodeStat
 	return state
 }
 
-// attach makes a stream the node's own and ends the one before.
-func (s *Service) attach(st *stream, hello *dataplanev1.Hello) *nodeState {
+// attach makes a stream the node's own and ends the one before, or tells why
+// that one stays.
+func (s *Service) attach(st *stream, hello *dataplanev1.Hello) (*nodeState, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	node := s.nodes[st.node]
@@ -122,15 +128,20 @@ func (s *Service) attach(st *stream, hello *dataplanev1.Hello) *nodeState {
 	}
 	node.mu.Lock()
 	defer node.mu.Unlock()
+	if err := node.admitInstance(st.node, hello.GetInstanceId(), st.peer, time.Now()); err != nil {
+		return nil, err
+	}
 	if node.stream != nil {
+		node.stream.replacedBy = st.peer
 		close(node.stream.replaced)
 	}
+	node.instance = hello.GetInstanceId()
 	// Revisions and acknowledgements have meaning on one stream only.
 	node.stream, node.peer, node.agentVersion = st, st.peer, hello.GetAgentVersion()
 	node.mode, node.connectTime = hello.GetDataplaneMode(), time.Now()
 	node.inSync, node.sent, node.delivered = false, 0, 0
 	node.ack, node.report, node.pending, node.violation = nil, nil, nil, ""
-	return node
+	return node, nil
 }
 
 // detach notes that the stream has ended.
@@ -169,7 +180,8 @@ func (s *Service) noteViolation(nodeName string, err error) {
 	node.violation = status.Convert(err).Message()
 }
 
-// Problems lists the agents that broke the protocol on their last stream.
+// Problems lists the agents that broke the protocol on their last stream and
+// the nodes whose name two agents have.
 func (s *Service) Problems() []*calculatorv1.Problem {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -180,6 +192,9 @@ func (s *Service) Problems() []*calculatorv1.Problem {
 		if node.violation != "" {
 			problems = append(problems, &calculatorv1.Problem{Kind: "Stream", Name: nodeName,
 				Message: "the agent's stream was ended: " + node.violation})
+		}
+		if p := node.duplicateProblem(nodeName, time.Now()); p != nil {
+			problems = append(problems, p)
 		}
 		node.mu.Unlock()
 	}

@@ -4,10 +4,13 @@ package publish
 
 import (
 	"fmt"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // Reasons why a stream is refused or ended, as ErrorInfo.reason carries them.
@@ -31,6 +34,14 @@ const (
 	ReasonUnknownMessage = "UNKNOWN_MESSAGE"
 	// ReasonWrongNode: the node's name differs from the credential's.
 	ReasonWrongNode = "WRONG_NODE"
+	// ReasonBusy: more agents join than are brought up at a time.
+	ReasonBusy = "BUSY"
+	// ReasonStalled: the agent did not read what was sent.
+	ReasonStalled = "STALLED"
+	// ReasonConnectionAge: the agent was asked to connect anew and did not.
+	ReasonConnectionAge = "CONNECTION_AGE"
+	// ReasonDuplicateNode: another agent with the node's name is connected.
+	ReasonDuplicateNode = "DUPLICATE_NODE"
 )
 
 // errorDomain is ErrorInfo.domain of everything that this service refuses.
@@ -38,12 +49,27 @@ const errorDomain = "millrace.dataplane.v1"
 
 // refusal makes an error that carries a stable reason for programs.
 func refusal(code codes.Code, reason string, format string, args ...any) error {
-	st := status.New(code, fmt.Sprintf(format, args...))
-	detailed, err := st.WithDetails(&errdetails.ErrorInfo{Reason: reason, Domain: errorDomain})
+	return detailed(code, fmt.Sprintf(format, args...), &errdetails.ErrorInfo{Reason: reason, Domain: errorDomain})
+}
+
+// refusalWithDelay is refusal that also tells when to try again.
+func refusalWithDelay(code codes.Code, reason string, delay time.Duration, format string, args ...any) error {
+	return detailed(code, fmt.Sprintf(format, args...), &errdetails.ErrorInfo{Reason: reason, Domain: errorDomain},
+		&errdetails.RetryInfo{RetryDelay: durationpb.New(delay)})
+}
+
+func detailed(code codes.Code, message string, details ...protoadapt.MessageV1) error {
+	plain := status.New(code, message)
+	st, err := plain.WithDetails(details...)
 	if err != nil {
-		return st.Err()
+		return plain.Err()
 	}
-	return detailed.Err()
+	return st.Err()
+}
+
+// errDraining refuses an agent because the calculator is about to go.
+func errDraining() error {
+	return refusal(codes.Unavailable, ReasonDraining, "this calculator is about to stop")
 }
 
 // ReasonOf returns the reason that an error of this service carries; empty if

@@ -35,6 +35,18 @@ type Options struct {
 	// Answer is how long an agent may take to answer where the protocol waits
 	// for it. Default 30 s.
 	Answer time.Duration
+	// JoinLimit is how many agents are brought up at a time; those that hold
+	// what they should need no turn. Default 32.
+	JoinLimit int
+	// JoinWait is how long an agent waits for its turn before it is refused.
+	// Default 10 s.
+	JoinWait time.Duration
+	// StallLimit is how long an agent may leave a message unread. Default 1 min.
+	StallLimit time.Duration
+	// MaxAge is how long a stream lasts before its agent is asked to connect
+	// anew, give or take a quarter; 0 for ever. AgeGrace is how long the agent
+	// may take to do so. Default 30 s.
+	MaxAge, AgeGrace time.Duration
 	// Log gets what happens to streams.
 	Log *zap.Logger
 	// Registry gets the metrics.
@@ -48,13 +60,20 @@ type Service struct {
 	Options
 	publisher *Publisher
 	metrics   *metrics
+	admission *admission
+	joins     joins
 
 	mu       sync.Mutex
 	nodes    map[string]*nodeState
 	streams  map[*stream]struct{}
 	idle     chan struct{} // closed while draining and no stream is left
 	draining bool
+	drained  chan struct{} // closed when draining begins
 }
+
+// joinLease is how long an agent that is brought up keeps others from their
+// turn.
+const joinLease = 10 * time.Second
 
 // NewService returns a service that streams what the publisher publishes.
 func NewService(publisher *Publisher, options Options) *Service {
@@ -64,12 +83,26 @@ func NewService(publisher *Publisher, options Options) *Service {
 	if options.Answer == 0 {
 		options.Answer = 30 * time.Second
 	}
+	if options.JoinLimit == 0 {
+		options.JoinLimit = 32
+	}
+	if options.JoinWait == 0 {
+		options.JoinWait = 10 * time.Second
+	}
+	if options.StallLimit == 0 {
+		options.StallLimit = time.Minute
+	}
+	if options.AgeGrace == 0 {
+		options.AgeGrace = 30 * time.Second
+	}
 	s := &Service{
 		Options:   options,
 		publisher: publisher,
 		nodes:     map[string]*nodeState{},
 		streams:   map[*stream]struct{}{},
 		idle:      make(chan struct{}),
+		drained:   make(chan struct{}),
+		admission: newAdmission(options.JoinLimit, joinLease, options.JoinWait),
 	}
 	s.metrics = newMetrics(options.Registry, s)
 	return s
@@ -96,7 +129,8 @@ func (s *Service) Sync(server grpc.BidiStreamingServer[dataplanev1.SyncRequest, 
 	select {
 	case err = <-done:
 	case <-st.replaced:
-		err = refusal(codes.Aborted, ReasonReplaced, "a newer stream of node %q replaces this one", st.node)
+		err = refusal(codes.Aborted, ReasonReplaced, "a newer stream of node %q, of the agent at %s, replaces this one", st.node, st.replacedBy)
+	case err = <-st.stalled():
 	case <-server.Context().Done():
 		err = status.FromContextError(server.Context().Err()).Err()
 	}
@@ -130,7 +164,7 @@ func (s *Service) register(st *stream) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining {
-		return refusal(codes.Unavailable, ReasonDraining, "this calculator is about to stop")
+		return errDraining()
 	}
 	s.streams[st] = struct{}{}
 	return nil
@@ -156,7 +190,10 @@ const drainPace = 20 * time.Millisecond
 // time of grace, or when the context ends.
 func (s *Service) Drain(ctx context.Context, reason string, spread, grace time.Duration) {
 	s.mu.Lock()
-	s.draining = true
+	if !s.draining {
+		s.draining = true
+		close(s.drained)
+	}
 	streams := make([]*stream, 0, len(s.streams))
 	for st := range s.streams {
 		streams = append(streams, st)

@@ -212,10 +212,10 @@ func addDifferingNames(names map[name]struct{}, a, b *state) {
 	}
 }
 
-// framesSince returns the messages that lead from an older view to the
+// contentSince returns the messages that lead from an older view to the
 // snapshot's. shared tells that they are the ones that every stream of these
 // audiences gets.
-func (s *snapshot) framesSince(old, now *view, types typeSet) (frames []*frame, shared bool, err error) {
+func (s *snapshot) contentSince(old, now *view, types typeSet) (c content, shared bool, err error) {
 	if s.deltas != nil && old.revision+1 == s.revision && slices.Equal(old.audiences, now.audiences) {
 		lists := make([][]*frame, 0, len(now.audiences))
 		for _, audience := range now.audiences {
@@ -225,13 +225,11 @@ func (s *snapshot) framesSince(old, now *view, types typeSet) (frames []*frame, 
 			}
 			list, err := d.frames()
 			if err != nil {
-				return nil, false, fmt.Errorf("encoding what changed for audience %q: %w", audience, err)
+				return content{}, false, fmt.Errorf("encoding what changed for audience %q: %w", audience, err)
 			}
 			lists = append(lists, list)
 		}
-		return mergeFrames(types, lists...), true, nil
+		return content{shared: mergeFrames(types, lists...)}, true, nil
 	}
-	c := now.changesSince(old, types)
-	frames, err = c.frames()
-	return frames, false, err
+	return content{own: now.changesSince(old, types)}, false, nil
 }

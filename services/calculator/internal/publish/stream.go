@@ -5,6 +5,7 @@ package publish
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -28,13 +29,20 @@ type stream struct {
 	hello    chan *dataplanev1.Hello
 	held     chan *dataplanev1.Held
 	drain    chan string
+	notices  chan *dataplanev1.Notice
 	replaced chan struct{}
+	// replacedBy is the peer of the stream that took over; set before replaced
+	// is closed.
+	replacedBy string
 
 	// node is the name of the node; set before the stream is attached.
 	node  string
 	state atomic.Pointer[nodeState]
 	// committed is the revision of the last commit sent.
 	committed atomic.Uint64
+	// sending is when the message that is on its way was handed over, in
+	// nanoseconds since 1970; 0 if none is.
+	sending atomic.Int64
 	// types are those the agent has announced; set before anything is sent.
 	types typeSet
 }
@@ -46,6 +54,7 @@ func newStream(service *Service, server grpc.BidiStreamingServer[dataplanev1.Syn
 		hello:    make(chan *dataplanev1.Hello, 1),
 		held:     make(chan *dataplanev1.Held),
 		drain:    make(chan string, 1),
+		notices:  make(chan *dataplanev1.Notice, 1),
 		replaced: make(chan struct{}),
 	}
 	st.claimed.Store("")
@@ -146,7 +155,15 @@ func (st *stream) send() error {
 	if err != nil {
 		return err
 	}
-	node := st.service.attach(st, hello)
+	leave, err := st.awaitTurn(hello, &now)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	node, err := st.service.attach(st, hello)
+	if err != nil {
+		return err
+	}
 	st.state.Store(node)
 	defer detach(st)
 	st.service.Log.Info("stream opened", zap.String("node", st.node), zap.String("peer", st.peer),
@@ -159,6 +176,7 @@ func (st *stream) send() error {
 	if err := st.bringUp(node, &now, hello, floor); err != nil {
 		return err
 	}
+	leave()
 	return st.follow(node, &now, floor)
 }
 
@@ -177,6 +195,13 @@ func (st *stream) awaitHello() (*dataplanev1.Hello, error) {
 
 // follow sends what changes for as long as the stream lasts.
 func (st *stream) follow(node *nodeState, at *view, floor Position) error {
+	var old, left <-chan time.Time // the stream is old; its agent has not left
+	if age := st.service.MaxAge; age > 0 {
+		// Streams opened together must not all end together.
+		timer := time.NewTimer(age*3/4 + rand.N(age/2+1))
+		defer timer.Stop()
+		old = timer.C
+	}
 	for {
 		snapshot := st.service.publisher.current.Load()
 		if snapshot.revision == at.revision {
@@ -184,7 +209,22 @@ func (st *stream) follow(node *nodeState, at *view, floor Position) error {
 			case <-snapshot.superseded:
 				continue
 			case reason := <-st.drain:
-				if err := st.sendDrain(reason); err != nil {
+				if err := st.sendDrain(reason, dataplanev1.DrainCause_DRAIN_CAUSE_STOPPING); err != nil {
+					return err
+				}
+				continue
+			case <-old:
+				if err := st.sendDrain("the stream is old", dataplanev1.DrainCause_DRAIN_CAUSE_CONNECTION_AGE); err != nil {
+					return err
+				}
+				timer := time.NewTimer(st.service.AgeGrace)
+				defer timer.Stop()
+				left = timer.C
+				continue
+			case <-left:
+				return refusal(codes.Unavailable, ReasonConnectionAge, "the agent was asked to connect anew and did not in %v", st.service.AgeGrace)
+			case notice := <-st.notices:
+				if err := st.sendNotice(notice); err != nil {
 					return err
 				}
 				continue
@@ -196,11 +236,11 @@ func (st *stream) follow(node *nodeState, at *view, floor Position) error {
 		if !ok {
 			return unknownNode(st.node)
 		}
-		frames, shared, err := snapshot.framesSince(at, &now, st.types)
+		content, shared, err := snapshot.contentSince(at, &now, st.types)
 		if err != nil {
 			return fmt.Errorf("encoding revision %d: %w", snapshot.revision, err)
 		}
-		if len(frames) == 0 {
+		if content.empty() {
 			// Nothing for this node: its agent need not hear of it.
 			node.noteDelivered(snapshot.revision)
 			*at = now
@@ -221,7 +261,7 @@ func (st *stream) follow(node *nodeState, at *view, floor Position) error {
 		if err != nil {
 			return fmt.Errorf("encoding the commit of revision %d: %w", snapshot.revision, err)
 		}
-		if err := st.sendBatch(node, kind, frames, commit, snapshot.revision, trigger); err != nil {
+		if err := st.sendBatch(node, kind, content, commit, snapshot.revision, trigger); err != nil {
 			return err
 		}
 		*at = now
@@ -239,9 +279,9 @@ func unwatched(position, floor Position) bool {
 }
 
 // sendBatch sends the messages of a batch and its commit.
-func (st *stream) sendBatch(node *nodeState, kind string, frames []*frame, commit *frame, revision uint64, trigger time.Time) error {
+func (st *stream) sendBatch(node *nodeState, kind string, content content, commit *frame, revision uint64, trigger time.Time) error {
 	m := st.service.metrics
-	for _, f := range frames {
+	err := content.each(func(f *frame) error {
 		if err := st.sendFrame(f); err != nil {
 			return err
 		}
@@ -250,6 +290,10 @@ func (st *stream) sendBatch(node *nodeState, kind string, frames []*frame, commi
 		} else {
 			m.resources.WithLabelValues("upsert").Add(float64(f.count))
 		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("sending revision %d: %w", revision, err)
 	}
 	// Recorded first: the answer may come before the send returns.
 	st.committed.Store(revision)
@@ -262,16 +306,27 @@ func (st *stream) sendBatch(node *nodeState, kind string, frames []*frame, commi
 }
 
 func (st *stream) sendFrame(f *frame) error {
+	st.sending.Store(time.Now().UnixNano())
 	if err := st.server.SendMsg(f); err != nil {
 		return err
 	}
+	st.sending.Store(0)
 	st.service.metrics.messages.Inc()
 	st.service.metrics.bytes.Add(float64(len(f.data)))
 	return nil
 }
 
-func (st *stream) sendDrain(reason string) error {
-	f, err := encodeResponse(&dataplanev1.SyncResponse{Message: &dataplanev1.SyncResponse_Drain{Drain: &dataplanev1.Drain{Reason: reason}}})
+func (st *stream) sendDrain(reason string, cause dataplanev1.DrainCause) error {
+	f, err := encodeResponse(&dataplanev1.SyncResponse{Message: &dataplanev1.SyncResponse_Drain{
+		Drain: &dataplanev1.Drain{Reason: reason, Cause: cause}}})
+	if err != nil {
+		return err
+	}
+	return st.sendFrame(f)
+}
+
+func (st *stream) sendNotice(notice *dataplanev1.Notice) error {
+	f, err := encodeResponse(&dataplanev1.SyncResponse{Message: &dataplanev1.SyncResponse_Notice{Notice: notice}})
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,9 @@ func (a *App) writeAgentStatus(out *bytes.Buffer, st *agentv1.GetStatusResponse)
 func calculatorLine(a *App, conn *agentv1.CalculatorConnection) string {
 	if !conn.GetConnected() {
 		text := "not connected"
+		if age := a.since(conn.GetDisconnectTime()); age != "" {
+			text += " for " + age + ", the node goes on as it was last told"
+		}
 		if e := conn.GetLastError(); e != "" {
 			text += ": " + e
 		}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package syncclient
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/status"
+)
+
+// Backoff bounds the waits between attempts.
+type Backoff struct{ First, Last time.Duration }
+
+// DefaultBackoff is what agents use: quick at first, because most losses are a
+// calculator's restart, and slow enough in the end for thousands of nodes.
+var DefaultBackoff = Backoff{First: 500 * time.Millisecond, Last: 15 * time.Second}
+
+// Run keeps a stream open until ctx ends. It goes through all calculators in
+// an order made by chance, so that agents spread over them; the one that was
+// lost last comes last. Between rounds, and after a stream that was lost, it
+// waits a time made by chance whose bound doubles: agents that lose one
+// calculator together must not come back together.
+func (c *Client) Run(ctx context.Context) {
+	wait := c.options.Backoff.First
+	avoid := ""
+	for ctx.Err() == nil {
+		r := c.round(ctx, avoid)
+		avoid = r.avoid
+		if r.moved {
+			wait = c.options.Backoff.First
+			continue // asked to leave, one agent at a time: no reason to wait
+		}
+		if r.lived {
+			wait = c.options.Backoff.First
+		}
+		pause := rand.N(wait)
+		if r.delay > 0 {
+			// Told when to come again, as were others.
+			pause = max(pause, r.delay+rand.N(r.delay))
+		}
+		if !r.lived {
+			wait = min(2*wait, c.options.Backoff.Last)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// roundEnd is how a round over all targets ended.
+type roundEnd struct {
+	// moved: a calculator asked the agent to leave. lived: there was a stream
+	// for a while.
+	moved, lived bool
+	// avoid is the address that should come last in the next round.
+	avoid string
+	// delay is the shortest that a calculator that refused asked to wait, if
+	// all refused and any asked.
+	delay time.Duration
+}
+
+// round tries the targets until there was a proper stream at one of them.
+func (c *Client) round(ctx context.Context, avoid string) (end roundEnd) {
+	for _, target := range c.order(avoid) {
+		started := time.Now()
+		err := c.stream(ctx, target)
+		c.ended(target, err)
+		if ctx.Err() != nil {
+			return end
+		}
+		var drain *drained
+		if errors.As(err, &drain) {
+			end = roundEnd{moved: true}
+			if !drain.anew {
+				end.avoid = target.Address
+			}
+			return end
+		}
+		// A stream that lived a while was a good one: begin anew, and not with
+		// the longest wait.
+		if time.Since(started) > c.options.Backoff.Last {
+			return roundEnd{lived: true, avoid: target.Address}
+		}
+		if delay := retryDelay(err); delay > 0 && (end.delay == 0 || delay < end.delay) {
+			end.delay = delay
+		}
+	}
+	return end
+}
+
+// order returns the targets in random order, the one to avoid last.
+func (c *Client) order(avoid string) []Target {
+	targets := slices.Clone(c.options.Targets)
+	rand.Shuffle(len(targets), func(i, j int) { targets[i], targets[j] = targets[j], targets[i] })
+	slices.SortStableFunc(targets, func(a, b Target) int {
+		switch {
+		case a.Address == avoid && b.Address != avoid:
+			return 1
+		case b.Address == avoid && a.Address != avoid:
+			return -1
+		}
+		return 0
+	})
+	return targets
+}
+
+// longestDelay bounds what a calculator can make an agent wait.
+const longestDelay = 5 * time.Minute
+
+// retryDelay is how long a calculator asked to wait; 0 if it did not ask.
+func retryDelay(err error) time.Duration {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.RetryInfo); ok {
+			return min(max(info.GetRetryDelay().AsDuration(), 0), longestDelay)
+		}
+	}
+	return 0
+}
