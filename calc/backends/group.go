@@ -82,7 +82,7 @@ func (g *Group) markDifferences(before, after *Slice) {
 	}
 	for len(old) > 0 && len(present) > 0 {
 		switch order := compareRecords(old[0], present[0]); {
-		case order == 0 && old[0] == present[0]:
+		case order == 0 && old[0].same(present[0]):
 			old, present = old[1:], present[1:]
 		case order <= 0:
 			g.mark(old[0].hash)

@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"unique"
@@ -44,7 +45,15 @@ type record struct {
 	node  unique.Handle[string]
 	zone  unique.Handle[string]
 	hash  uint32
+	place uint16 // of the endpoint in its object, for problems alone
 	flags uint8
+}
+
+// same tells whether two records are of one content, wherever in the object
+// they stood.
+func (r record) same(other record) bool {
+	r.place, other.place = 0, 0
+	return r == other
 }
 
 const (
@@ -149,6 +158,40 @@ func Orphan(object model.Key, service string) problem.Problem {
 		"there is no service %s/%s: the slice is not used until there is", object.Namespace, service)}
 }
 
+// UnknownNodes gives the problems of endpoints that name a node which the
+// cluster does not have, one for each such node.
+func (s *Slice) UnknownNodes(object model.Key, known func(node string) bool) []problem.Problem {
+	var first map[unique.Handle[string]]uint16
+	for i := range s.records {
+		r := &s.records[i]
+		if r.node == none || known(r.node.Value()) {
+			continue
+		}
+		if first == nil {
+			first = map[unique.Handle[string]]uint16{}
+		}
+		if place, seen := first[r.node]; !seen || r.place < place {
+			first[r.node] = r.place
+		}
+	}
+	problems := problem.List{Object: object}
+	for node, place := range first {
+		problems.Add(fmt.Sprintf("endpoints[%d].nodeName", place),
+			"there is no node %q: used, but as on no node of the cluster", node.Value())
+	}
+	return problems.Sorted()
+}
+
+// Nodes calls each for the nodes of the slice's endpoints, more than once if
+// several are on one node.
+func (s *Slice) Nodes(each func(node string)) {
+	for i := range s.records {
+		if node := s.records[i].node; node != none {
+			each(node.Value())
+		}
+	}
+}
+
 // parseEndpoint reads one endpoint. Its addresses are interchangeable, so the
 // first that can be used is.
 func parseEndpoint(object *model.EndpointSlice, index int, problems *problem.List) (record, bool) {
@@ -179,6 +222,7 @@ func parseEndpoint(object *model.EndpointSlice, index int, problems *problem.Lis
 	if !found {
 		return record{}, false
 	}
+	r.place = uint16(min(index, math.MaxUint16))
 	r.node = unique.Make(endpoint.NodeName)
 	r.zone = unique.Make(endpoint.Zone)
 	if endpoint.Ready == nil || *endpoint.Ready {

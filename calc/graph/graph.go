@@ -40,6 +40,9 @@ type Graph struct {
 	slices   map[id]*sliceState
 	nodes    map[string]*nodeState
 	config   nodes.Config
+	// homeless has, by the name of a node that does not exist, the slices with
+	// endpoints that name it.
+	homeless map[string]map[id]struct{}
 	dirty    []*serviceState // to be built at the next flush
 }
 
@@ -77,6 +80,7 @@ func New() *Graph {
 		slices:   map[id]*sliceState{},
 		nodes:    map[string]*nodeState{},
 		config:   nodes.DefaultConfig(),
+		homeless: map[string]map[id]struct{}{},
 	}
 	g.claims = frontends.NewClaims(func(service *services.Service) {
 		g.touch(g.services[id{service.Namespace, service.Name}])
@@ -176,6 +180,7 @@ func (g *Graph) setNode(object *model.Node) {
 		g.nodes[object.Name] = state
 		g.store.put(configResource(g.config, object.Name))
 		g.store.setMember(object.Name, true)
+		g.nodeAppeared(object.Name)
 	}
 	if state.zone != content.Zone {
 		state.zone = content.Zone
@@ -191,6 +196,7 @@ func (g *Graph) deleteNode(name string) {
 		return
 	}
 	delete(g.nodes, name)
+	g.nodeVanished(name)
 	if state.zone != "" {
 		g.zoneChanged(name)
 	}

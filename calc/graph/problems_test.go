@@ -26,13 +26,13 @@ func TestProblems(t *testing.T) {
 		return n
 	}
 	badSlice := func(edit func(*model.EndpointSlice)) *model.EndpointSlice {
-		s := endpointSlice("x-1", "x", endpoint("10.1.0.1", "n1"))
+		s := endpointSlice("x-1", "x", endpoint("10.1.0.1", ""))
 		edit(s)
 		return s
 	}
 	const (
 		cluster = "frontend cluster 6 10.96.0.1:80 = ns/x:web"
-		backend = `backend ns/x:web 6 10.1.0.1:8080 node "n1" zone "" ready=true serving=true terminating=false`
+		backend = `backend ns/x:web 6 10.1.0.1:8080 node "" zone "" ready=true serving=true terminating=false`
 	)
 	for _, test := range []struct {
 		name     string
@@ -168,13 +168,27 @@ func TestProblems(t *testing.T) {
 			[]string{`EndpointSlice ns/x-1: addressType: "" is not a type of address: the slice is not used`}, []string{cluster}},
 		{"endpoint addresses", []model.Object{service("x"), badSlice(func(s *model.EndpointSlice) {
 			s.Endpoints = append(s.Endpoints, endpoint("fd01::1", ""),
-				model.Endpoint{Addresses: []string{"10.1.0.300", "10.1.0.1"}, NodeName: "n1"}, model.Endpoint{})
+				model.Endpoint{Addresses: []string{"10.1.0.300", "10.1.0.1"}}, model.Endpoint{})
 		})},
 			[]string{
 				"EndpointSlice ns/x-1: endpoints[1].addresses[0]: fd01::1 is an IPv6 address in a slice of IPv4: not used",
 				`EndpointSlice ns/x-1: endpoints[2].addresses[0]: "10.1.0.300" is not an IP address: not used`,
 				"EndpointSlice ns/x-1: endpoints[3].addresses: no address is given: the endpoint is not used",
 			}, []string{backend, cluster}},
+		{"unknown nodes", []model.Object{service("x"), node("n1", "z1"), badSlice(func(s *model.EndpointSlice) {
+			s.Endpoints = []model.Endpoint{endpoint("10.1.0.1", ""), endpoint("10.1.0.2", "n2"), endpoint("10.1.0.3", "n1"),
+				endpoint("10.1.0.4", "n2"), endpoint("10.1.0.5", "n3")}
+		})},
+			[]string{
+				`EndpointSlice ns/x-1: endpoints[1].nodeName: there is no node "n2": used, but as on no node of the cluster`,
+				`EndpointSlice ns/x-1: endpoints[4].nodeName: there is no node "n3": used, but as on no node of the cluster`,
+			}, []string{
+				cluster, backend, `node n1 zone "z1"`,
+				`backend ns/x:web 6 10.1.0.2:8080 node "n2" zone "" ready=true serving=true terminating=false`,
+				`backend ns/x:web 6 10.1.0.3:8080 node "n1" zone "z1" ready=true serving=true terminating=false`,
+				`backend ns/x:web 6 10.1.0.4:8080 node "n2" zone "" ready=true serving=true terminating=false`,
+				`backend ns/x:web 6 10.1.0.5:8080 node "n3" zone "" ready=true serving=true terminating=false`,
+			}},
 		{"target ports", []model.Object{service("x"), badSlice(func(s *model.EndpointSlice) {
 			s.Ports = append(s.Ports, model.EndpointPort{Name: "big", Port: ptr[int32](65536)},
 				model.EndpointPort{Name: "odd", Protocol: "ODD", Port: ptr[int32](1)},

@@ -88,7 +88,11 @@ func (g *Graph) setSlice(object *model.EndpointSlice) {
 		service.backends.Replace(state.slice, slice)
 		g.touch(service)
 	}
+	if state.slice != nil {
+		g.leaveHomeless(name, state.slice)
+	}
 	state.slice, state.problems = slice, problems
+	g.enterHomeless(name, slice)
 	g.reportSlice(name, state)
 }
 
@@ -104,6 +108,7 @@ func (g *Graph) dropSlice(name id) {
 		return
 	}
 	delete(g.slices, name)
+	g.leaveHomeless(name, state.slice)
 	if service := state.service; service != nil {
 		g.zones.Remove(state.slice)
 		service.backends.Replace(state.slice, nil)
@@ -115,7 +120,7 @@ func (g *Graph) dropSlice(name id) {
 // reportSlice sets the problems of a slice.
 func (g *Graph) reportSlice(name id, state *sliceState) {
 	key := model.Key{Kind: model.KindEndpointSlice, Namespace: name.namespace, Name: name.name}
-	problems := state.problems
+	problems := merge(state.problems, state.slice.UnknownNodes(key, g.hasNode))
 	if state.service != nil && !state.service.exists {
 		problems = merge(problems, []problem.Problem{backends.Orphan(key, state.service.id.name)})
 	}
