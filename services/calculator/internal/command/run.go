@@ -112,7 +112,11 @@ func build(o *options, log *zap.Logger) (*calculator, error) {
 			schemas[dataplanev1.ResourceType(number)] = schema
 		}
 	}
-	c.sync = publish.NewService(c.publisher, publish.Options{
+	var ahead func(node, epoch string, position map[string]uint64) string
+	if overtaken, ok := c.source.(source.Overtaken); ok {
+		ahead = overtaken.Ahead
+	}
+	c.sync = publish.NewService(c.publisher, publish.Options{Ahead: ahead,
 		CalculatorID: calculatorID(), Version: version, Epoch: c.source.Epoch, Schemas: schemas,
 		JoinLimit: o.joinLimit, MaxAge: o.maxConnectionAge, AgeGrace: o.maxConnectionAgeGrace,
 		Log: log.Named("sync"), Registry: c.registry})

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 
 	"github.com/millrace-project/millrace/proto/digest"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
@@ -42,13 +43,14 @@ func (st *stream) admit(hello *dataplanev1.Hello) (view, error) {
 		if refused == nil {
 			return now.view, nil
 		}
+		advice := st.overtaken(hello, refused)
 		if now.final {
-			return view{}, refused
+			return view{}, advised(refused, advice)
 		}
 		select {
 		case <-now.advanced:
 		case <-patience.C:
-			return view{}, refused
+			return view{}, advised(refused, st.overtaken(hello, refused))
 		case <-st.service.drained:
 			return view{}, errDraining()
 		case <-st.context().Done():
@@ -82,6 +84,23 @@ func (st *stream) awaitTurn(hello *dataplanev1.Hello, now *view) (leave func(), 
 		}
 	}
 	return leave, nil
+}
+
+// overtaken has the source find out how far it really is if that is why the
+// agent is refused, and returns what the source says about it.
+func (st *stream) overtaken(hello *dataplanev1.Hello, refused error) string {
+	if st.service.Ahead == nil || ReasonOf(refused) != ReasonBehindPosition {
+		return ""
+	}
+	return st.service.Ahead(st.node, hello.GetEpoch(), hello.GetPosition().GetResourceVersions())
+}
+
+// advised adds to a refusal what a person may do about it.
+func advised(refused error, advice string) error {
+	if advice == "" {
+		return refused
+	}
+	return refusal(status.Code(refused), ReasonOf(refused), "%s; %s", status.Convert(refused).Message(), advice)
 }
 
 // readiness is the outcome of one look at whether an agent can be served.

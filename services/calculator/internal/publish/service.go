@@ -27,6 +27,11 @@ type Options struct {
 	// Epoch returns the identity of the cluster; it is asked once the source
 	// has been read in whole.
 	Epoch func() string
+	// Ahead is called when an agent comes that knows more than this calculator,
+	// with its node, epoch and position, so that the source finds out how far
+	// it really is. It does not wait; what it returns is added to a refusal. It
+	// may be nil.
+	Ahead func(node, epoch string, position map[string]uint64) string
 	// Schemas has the schema number of every type that is published.
 	Schemas map[dataplanev1.ResourceType]uint32
 	// Patience is how long a stream waits for the calculator to have synced or

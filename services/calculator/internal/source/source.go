@@ -26,6 +26,15 @@ type Source interface {
 	Epoch() string
 }
 
+// Overtaken is a source that can find out how far it really is when an agent
+// comes that knows more than was handed over.
+type Overtaken interface {
+	// Ahead is told of the agent, by its node, epoch and position. It starts to
+	// find out, tells the sink what is found, and returns at once, with what
+	// there is to say to a person if the agent knows more than can be read.
+	Ahead(node, epoch string, position map[string]uint64) string
+}
+
 // Change is the new state of one object; sources are level-triggered, so that
 // a change may be repeated and tells nothing of what was before.
 type Change struct {

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -56,6 +57,13 @@ type Source struct {
 	// dangling has links to what is not there. Nothing is heard when it comes.
 	dangling map[string]struct{}
 	version  uint64
+	// ahead wakes Run when an agent knows of a higher version; aheadOf is the
+	// highest one heard of.
+	ahead   chan struct{}
+	aheadOf atomic.Uint64
+	// owed tells that the directory was listed again for such an agent, so that
+	// the sink is to hear how far it was read once nothing is dirty.
+	owed bool
 }
 
 // stamp tells whether a file is still the one that was read.
@@ -78,7 +86,7 @@ func New(path string, log *zap.Logger) *Source {
 		path = absolute // so that a file has one name, however it is come by
 	}
 	return &Source{path: path, log: log, files: newFiles(), known: map[string]stamp{}, dirty: map[string]*dirty{},
-		dangling: map[string]struct{}{}}
+		dangling: map[string]struct{}{}, ahead: make(chan struct{}, 1)}
 }
 
 // Name implements source.Source.
@@ -86,6 +94,25 @@ func (s *Source) Name() string { return "dir" }
 
 // Epoch implements source.Source. A directory is one cluster for ever.
 func (s *Source) Epoch() string { return "dir/0" }
+
+// Ahead implements source.Overtaken. Versions are times of the clock, and an
+// agent has a higher one if it heard of a change from a process that read the
+// directory later, or when the clock was ahead of now. In both cases the
+// directory as it is now is the newest that there is: it is read again, and
+// then this process knows as much as anybody can.
+func (s *Source) Ahead(_, _ string, position map[string]uint64) string {
+	want := position[positionKind]
+	for have := s.aheadOf.Load(); have < want; have = s.aheadOf.Load() {
+		if s.aheadOf.CompareAndSwap(have, want) {
+			break
+		}
+	}
+	select {
+	case s.ahead <- struct{}{}:
+	default: // it is about to be read anyway
+	}
+	return ""
+}
 
 // Run implements source.Source.
 func (s *Source) Run(ctx context.Context, sink source.Sink) error {
@@ -132,6 +159,9 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 		case err := <-watcher.Errors:
 			s.log.Warn("notifications were lost, reading the directory again", zap.String("directory", s.path), zap.Error(err))
 			s.lookAgain(sink, time.Now())
+		case <-s.ahead:
+			s.owed = s.lookAgain(sink, time.Now())
+			s.settleAhead(sink)
 		case <-timer.C:
 			if lost {
 				lost = s.recover(watcher, sink)
@@ -142,8 +172,21 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 				}
 			}
 			s.process(sink, time.Now(), false)
+			s.settleAhead(sink)
 		}
 	}
+}
+
+// settleAhead tells that the directory has been read up to now, once that is
+// so, if an agent waits to hear it. The version goes on from the agent's, so
+// that a clock that was set back is made up for.
+func (s *Source) settleAhead(sink source.Sink) {
+	if !s.owed || len(s.dirty) > 0 {
+		return
+	}
+	s.owed = false
+	s.version = max(s.version, s.aheadOf.Load(), uint64(time.Now().UnixNano()))
+	sink.Reached(map[string]uint64{positionKind: s.version})
 }
 
 // note marks what an event is about as dirty.

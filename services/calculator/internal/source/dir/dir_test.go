@@ -28,9 +28,12 @@ type sink struct {
 	objects  map[model.Key]model.Object
 	problems map[string][]problem.Problem
 	position uint64
-	applied  int
-	backward bool
-	synced   chan struct{}
+	reached  uint64
+	// reachedWith is how many objects there were when reached was told.
+	reachedWith int
+	applied     int
+	backward    bool
+	synced      chan struct{}
 }
 
 func (s *sink) Apply(changes []source.Change, position map[string]uint64) {
@@ -50,7 +53,11 @@ func (s *sink) Apply(changes []source.Change, position map[string]uint64) {
 	s.position = position["dir"]
 }
 
-func (s *sink) Reached(map[string]uint64) {}
+func (s *sink) Reached(position map[string]uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reached, s.reachedWith = max(s.reached, position["dir"]), len(s.objects)
+}
 
 func (s *sink) Synced() { close(s.synced) }
 
@@ -62,9 +69,10 @@ func (s *sink) SetProblems(part string, problems []problem.Problem) {
 
 // directory is a directory that is being watched.
 type directory struct {
-	t    *testing.T
-	path string
-	sink *sink
+	t      *testing.T
+	path   string
+	sink   *sink
+	source *dir.Source
 }
 
 func watch(t *testing.T, path string) *directory {
@@ -72,7 +80,8 @@ func watch(t *testing.T, path string) *directory {
 	d := &directory{t: t, path: path, sink: &sink{objects: map[model.Key]model.Object{}, problems: map[string][]problem.Problem{}, synced: make(chan struct{})}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
-	go func() { done <- dir.New(path, zap.NewNop()).Run(ctx, d.sink) }()
+	d.source = dir.New(path, zap.NewNop())
+	go func() { done <- d.source.Run(ctx, d.sink) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -26,25 +26,33 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/millrace-project/millrace/calc/model"
 	"github.com/millrace-project/millrace/services/calculator/internal/source"
 )
 
-// EpochAnnotation, on the namespace kube-system, is the counter that an
-// operator raises after the cluster's state was set back (etcd restored from a
-// backup), so that agents accept resource versions lower than they have seen.
-const EpochAnnotation = "millrace.io/epoch"
-
 // Source reads from an API server.
 type Source struct {
-	client kubernetes.Interface
+	client *connection // of the watches
+	probes *connection // of questions beside them; a frozen watch must not freeze these
 	host   string
 	log    *zap.Logger
+	sink   source.Sink // set by Run
 
-	mu    sync.Mutex
-	epoch string
+	mu sync.Mutex
+	// stores are those of the watched kinds, once Run has made them.
+	stores []*store
+	// epoch is "identity/counter", empty until the cluster is known.
+	epoch    string
+	identity string
+	counter  uint64
+	// ahead is what there is to say about agents that know more than the API
+	// server, empty if there are none, aheadCounter the epoch that would let
+	// them in, and aheadSeen when one came last.
+	ahead        string
+	aheadCounter uint64
+	aheadSeen    time.Time
+	lastCut      time.Time // of the watches' connections
 	// unsynced has the kinds that have not been listed yet.
 	unsynced map[string]bool
 	// failed is closed, after failure is set, when the source cannot go on.
@@ -52,32 +60,20 @@ type Source struct {
 	failure error
 }
 
-// Config returns how to reach the API server: as the file says, or as pods do
-// if there is none.
-func Config(kubeconfig, userAgent string) (*rest.Config, error) {
-	var config *rest.Config
-	var err error
-	if kubeconfig == "" {
-		if config, err = rest.InClusterConfig(); err != nil {
-			return nil, fmt.Errorf("no kubeconfig is given and this is no pod: %w", err)
-		}
-	} else if config, err = clientcmd.BuildConfigFromFlags("", kubeconfig); err != nil {
-		return nil, fmt.Errorf("reading kubeconfig %s: %w", kubeconfig, err)
-	}
-	config.UserAgent = userAgent
-	// Far cheaper to decode than JSON, on both sides.
-	config.ContentType = runtime.ContentTypeProtobuf
-	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	return config, nil
-}
-
 // New returns a source that reads from the API server.
 func New(config *rest.Config, log *zap.Logger) (*Source, error) {
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("making a client for %s: %w", config.Host, err)
+	if err := boundSilence(); err != nil {
+		return nil, err
 	}
-	return &Source{client: client, host: config.Host, log: log, unsynced: map[string]bool{}, failed: make(chan struct{})}, nil
+	client, err := connect(config)
+	if err != nil {
+		return nil, err
+	}
+	probes, err := connect(config)
+	if err != nil {
+		return nil, err
+	}
+	return &Source{client: client, probes: probes, host: config.Host, log: log, unsynced: map[string]bool{}, failed: make(chan struct{})}, nil
 }
 
 // Name implements source.Source.
@@ -98,7 +94,9 @@ type kind struct {
 	label  string // selector
 	field  string // selector
 	list   func(context.Context, metav1.ListOptions) (runtime.Object, error)
-	watch  func(context.Context, metav1.ListOptions) (watch.Interface, error)
+	// one reads in one namespace only, where an object is found by its name.
+	one   func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	watch func(context.Context, metav1.ListOptions) (watch.Interface, error)
 }
 
 // lister is what the typed clients of all kinds have in common.
@@ -107,33 +105,34 @@ type lister[L runtime.Object] interface {
 	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
 }
 
-func kindOf[L runtime.Object](plural string, k model.Kind, object runtime.Object, client lister[L]) kind {
-	return kind{plural: plural, kind: k, object: object,
-		list: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			return client.List(ctx, options)
-		},
-		watch: client.Watch,
+func kindOf[L runtime.Object](plural string, k model.Kind, object runtime.Object, all, some lister[L]) kind {
+	list := func(from lister[L]) func(context.Context, metav1.ListOptions) (runtime.Object, error) {
+		return func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			return from.List(ctx, options)
+		}
 	}
+	return kind{plural: plural, kind: k, object: object, list: list(all), one: list(some), watch: all.Watch}
 }
 
 // leftToOthers selects, as kube-proxy does, what another service proxy has not
 // been given.
 const leftToOthers = "!" + model.LabelServiceProxyName + ",!" + model.LabelHeadless
 
-func (s *Source) kinds() []kind {
-	core := s.client.CoreV1()
-	services := kindOf("services", model.KindService, &corev1.Service{}, core.Services(metav1.NamespaceAll))
+func kinds(client kubernetes.Interface) []kind {
+	const all, system = metav1.NamespaceAll, metav1.NamespaceSystem
+	core, discovery := client.CoreV1(), client.DiscoveryV1()
+	services := kindOf("services", model.KindService, &corev1.Service{}, core.Services(all), core.Services(system))
 	services.label = leftToOthers
-	slices := kindOf("endpointslices", model.KindEndpointSlice, &discoveryv1.EndpointSlice{}, s.client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll))
+	slices := kindOf("endpointslices", model.KindEndpointSlice, &discoveryv1.EndpointSlice{}, discovery.EndpointSlices(all), discovery.EndpointSlices(system))
 	slices.label = leftToOthers
-	pods := kindOf("pods", model.KindPod, &corev1.Pod{}, core.Pods(metav1.NamespaceAll))
+	pods := kindOf("pods", model.KindPod, &corev1.Pod{}, core.Pods(all), core.Pods(system))
 	// Finished pods have no network any more, and there may be many.
 	pods.field = fields.AndSelectors(
 		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodSucceeded)),
 		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodFailed))).String()
 	return []kind{
-		kindOf("namespaces", model.KindNamespace, &corev1.Namespace{}, core.Namespaces()),
-		kindOf("nodes", model.KindNode, &corev1.Node{}, core.Nodes()),
+		kindOf("namespaces", model.KindNamespace, &corev1.Namespace{}, core.Namespaces(), core.Namespaces()),
+		kindOf("nodes", model.KindNode, &corev1.Node{}, core.Nodes(), core.Nodes()),
 		services, slices, pods,
 	}
 }
@@ -145,23 +144,30 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	defer running.Wait()
 	defer cancel()
 	silenceKlog(s.log)
-	kinds := s.kinds()
+	s.sink = sink
+	watched, probed := kinds(s.client), kinds(s.probes)
+	stores := make([]*store, len(watched))
+	s.mu.Lock()
 	// A new cluster has no kube-system namespace for a moment; without knowing
 	// the cluster nothing can be served.
 	s.unsynced[identity] = true
-	for _, k := range kinds {
+	for i, k := range watched {
 		s.unsynced[k.plural] = true
+		stores[i] = newStore(s, sink, k, probed[i])
 	}
-	for _, k := range kinds {
-		st := &store{source: s, sink: sink, kind: k, objects: map[model.Key]int64{}, log: s.log.With(zap.String("kind", k.plural))}
+	s.stores = stores
+	s.mu.Unlock()
+	for _, st := range stores {
 		watcher := &cache.ListWatch{
 			ListWithContextFunc:  st.listOnce,
 			WatchFuncWithContext: st.watchOnce,
 		}
-		reflector := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(watcher, s.client), k.object, st,
-			cache.ReflectorOptions{Name: k.plural, Backoff: &wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 5, Cap: 10 * time.Second}})
+		reflector := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(watcher, s.client.Interface), st.kind.object, st,
+			cache.ReflectorOptions{Name: st.kind.plural, Backoff: &wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 5, Cap: 10 * time.Second}})
 		running.Go(func() { reflector.RunWithContext(ctx) })
+		running.Go(func() { st.answer(ctx) })
 	}
+	running.Go(func() { s.forgetAhead(ctx) })
 	select {
 	case <-ctx.Done():
 		return nil
@@ -186,28 +192,6 @@ func (s *Source) listed(plural string, sink source.Sink) {
 	s.mu.Unlock()
 	if complete {
 		sink.Synced()
-	}
-}
-
-// noteEpoch learns the identity of the cluster from its kube-system namespace.
-// A process computes for one epoch: when the epoch rises, everything that was
-// read may be set back, so the process ends and is started anew.
-func (s *Source) noteEpoch(namespace *corev1.Namespace) {
-	counter := namespace.Annotations[EpochAnnotation]
-	if counter == "" {
-		counter = "0"
-	}
-	epoch := string(namespace.UID) + "/" + counter
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.epoch == "" {
-		s.epoch = epoch
-		s.log.Info("cluster identified", zap.String("epoch", epoch), zap.String("server", s.host))
-		return
-	}
-	if s.epoch != epoch && s.failure == nil {
-		s.failure = fmt.Errorf("the epoch of the cluster at %s changed from %q to %q: everything must be read anew", s.host, s.epoch, epoch)
-		close(s.failed)
 	}
 }
 

@@ -31,13 +31,102 @@ type store struct {
 	source *Source
 	sink   source.Sink
 	kind   kind
+	probe  kind // the same by other connections
 	log    *zap.Logger
 	// objects has every object that exists with its last trigger time, in
 	// nanoseconds since 1970.
 	objects map[model.Key]int64
 
+	// questions has the one that waits to be answered.
+	questions chan question
+
 	mu      sync.Mutex
-	trouble string // the reason for what fails at present, empty if nothing does; guarded by mu
+	trouble string // the reason for what fails at present, empty if nothing does
+	// version is how far everything is handed over, and changed is closed when
+	// it grows.
+	version uint64
+	changed chan struct{}
+	proof   proof // that waits for version to grow
+}
+
+func newStore(s *Source, sink source.Sink, k, probe kind) *store {
+	return &store{source: s, sink: sink, kind: k, probe: probe, objects: map[model.Key]int64{}, log: s.log.With(zap.String("kind", k.plural)),
+		questions: make(chan question, 1), changed: make(chan struct{})}
+}
+
+// reached returns how far everything is handed over.
+func (s *store) reached() uint64 {
+	version, _ := s.progress()
+	return version
+}
+
+// progress returns how far everything is handed over, and a channel that is
+// closed when that grows.
+func (s *store) progress() (uint64, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.version, s.changed
+}
+
+// admit demands that an event is not older than what was handed over before.
+// The API server promises that order, unless the cluster's state was set back.
+func (s *store) admit(version uint64) error {
+	if s.source.hasFailed() {
+		return errEnding
+	}
+	if had := s.reached(); version < had {
+		return s.source.setBack(s.kind.plural, had, version)
+	}
+	return nil
+}
+
+// admitList demands the same of a list. One that is older may also come from
+// an API server whose cache is late; then listing again will do.
+func (s *store) admitList(version uint64) error {
+	if s.source.hasFailed() {
+		return errEnding
+	}
+	had := s.reached()
+	if version >= had {
+		return nil
+	}
+	if err := s.confirm(context.Background(), had); err != nil {
+		return err
+	}
+	return fmt.Errorf("the list of %s is of resource version %d, less than %d, which was read before: it is made again", s.kind.plural, version, had)
+}
+
+// errEnding is the answer of a store whose source has failed.
+var errEnding = errors.New("the source is about to end")
+
+// advance notes that everything up to the version is handed over.
+func (s *store) advance(version uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if version <= s.version {
+		return
+	}
+	s.version = version
+	close(s.changed)
+	s.changed = make(chan struct{})
+	s.proveLocked(s.proof)
+}
+
+// prove notes that what is handed over may be complete up to a higher version
+// than was told.
+func (s *store) prove(p proof) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.proveLocked(p)
+}
+
+func (s *store) proveLocked(p proof) {
+	s.proof = p
+	if s.version < p.needs || p.reached <= s.version {
+		return
+	}
+	s.version = p.reached
+	s.sink.Reached(s.position(p.reached))
 }
 
 // trimmed is an object in the form in which it is handed over.
@@ -62,7 +151,7 @@ func (s *store) trim(object any) (*trimmed, error) {
 		return nil, fmt.Errorf("%T is no Kubernetes object", object)
 	}
 	if namespace, ok := object.(*corev1.Namespace); ok && namespace.Name == metav1.NamespaceSystem {
-		s.source.noteEpoch(namespace)
+		s.source.noteEpoch(namespace, s.sink)
 	}
 	converted, err := convert.Object(accessor)
 	if err != nil {
@@ -94,6 +183,9 @@ func (s *store) set(object any) error {
 	if err != nil {
 		return s.unreadable(err)
 	}
+	if err := s.admit(t.version); err != nil {
+		return err
+	}
 	change := source.Change{Key: t.object.Key(), Object: t.object}
 	// The annotation stays on an object that changes for another reason: only
 	// one that is new, and not from long ago, tells of this change.
@@ -102,6 +194,7 @@ func (s *store) set(object any) error {
 	}
 	s.objects[change.Key] = unixNano(t.trigger)
 	s.sink.Apply([]source.Change{change}, s.position(t.version))
+	s.advance(t.version)
 	if s.kind.kind == model.KindNamespace {
 		s.source.listed(s.kind.plural, s.sink) // perhaps the one that identifies the cluster
 	}
@@ -115,9 +208,13 @@ func (s *store) Delete(object any) error {
 	if err != nil {
 		return s.unreadable(err)
 	}
+	if err := s.admit(t.version); err != nil {
+		return err
+	}
 	key := t.object.Key()
 	delete(s.objects, key)
 	s.sink.Apply([]source.Change{{Key: key}}, s.position(t.version))
+	s.advance(t.version)
 	return nil
 }
 
@@ -127,6 +224,9 @@ func (s *store) Replace(list []any, resourceVersion string) error {
 	version, err := parseVersion(resourceVersion)
 	if err != nil {
 		return s.unreadable(err)
+	}
+	if err := s.admitList(version); err != nil {
+		return err
 	}
 	changes := make([]source.Change, 0, len(list))
 	there := make(map[model.Key]int64, len(list))
@@ -146,6 +246,7 @@ func (s *store) Replace(list []any, resourceVersion string) error {
 	}
 	s.objects = there
 	s.sink.Apply(changes, s.position(version))
+	s.advance(version)
 	s.log.Debug("listed", zap.Int("objects", len(there)), zap.Uint64("resourceVersion", version))
 	s.succeeded()
 	s.source.listed(s.kind.plural, s.sink)
@@ -159,7 +260,10 @@ func (s *store) Bookmark(resourceVersion string) error {
 	if err != nil {
 		return s.unreadable(err)
 	}
-	s.sink.Reached(s.position(version))
+	if version > s.reached() {
+		s.sink.Reached(s.position(version))
+		s.advance(version)
+	}
 	return nil
 }
 
@@ -170,6 +274,8 @@ func (s *store) position(version uint64) map[string]uint64 {
 	return map[string]uint64{s.kind.plural: version}
 }
 
+func versionText(version uint64) string { return strconv.FormatUint(version, 10) }
+
 func unixNano(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
@@ -177,10 +283,15 @@ func unixNano(t time.Time) int64 {
 	return t.UnixNano()
 }
 
+// selecting adds the kind's selectors.
+func (s *store) selecting(options metav1.ListOptions) metav1.ListOptions {
+	options.LabelSelector, options.FieldSelector = s.kind.label, s.kind.field
+	return options
+}
+
 // listOnce lists and notes whether that worked.
 func (s *store) listOnce(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-	options.LabelSelector, options.FieldSelector = s.kind.label, s.kind.field
-	list, err := s.kind.list(ctx, options)
+	list, err := s.kind.list(ctx, s.selecting(options))
 	if err != nil && ctx.Err() == nil && !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) {
 		s.failed("listing "+s.kind.plural, err)
 	}
@@ -189,8 +300,15 @@ func (s *store) listOnce(ctx context.Context, options metav1.ListOptions) (runti
 
 // watchOnce opens a watch and notes whether that worked.
 func (s *store) watchOnce(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-	options.LabelSelector, options.FieldSelector = s.kind.label, s.kind.field
-	watcher, err := s.kind.watch(ctx, options)
+	watcher, err := s.kind.watch(ctx, s.selecting(options))
+	// A watch that begins with a list is checked by the API server.
+	if from := options.ResourceVersion; err == nil && options.SendInitialEvents == nil && from != "" && from != "0" {
+		// Only now: what is asked before could be answered before the API
+		// server is restarted, and the watch opened after.
+		if err = s.confirmText(ctx, from); err != nil {
+			watcher.Stop()
+		}
+	}
 	switch {
 	case err == nil:
 		s.succeeded()
@@ -199,7 +317,10 @@ func (s *store) watchOnce(ctx context.Context, options metav1.ListOptions) (watc
 		// reflector then lists.
 		s.failed("watching "+s.kind.plural, err)
 	}
-	return watcher, err
+	if err != nil {
+		return nil, err
+	}
+	return watcher, nil
 }
 
 // failed makes what fails a problem. What was read before stays in force.

@@ -63,11 +63,12 @@ func (s *sink) names() string {
 	return strings.Join(list, " ")
 }
 
-func newStore(k kind) (*store, *sink) {
+func testStore(k kind) (*store, *sink) {
 	s := &Source{host: "https://server", log: zap.NewNop(), unsynced: map[string]bool{identity: true, k.plural: true}, failed: make(chan struct{})}
 	out := &sink{objects: map[model.Key]model.Object{}, triggers: map[model.Key]time.Time{}, included: map[string]uint64{},
 		reached: map[string]uint64{}, problems: map[string][]problem.Problem{}}
-	return &store{source: s, sink: out, kind: k, objects: map[model.Key]int64{}, log: zap.NewNop()}, out
+	s.sink = out
+	return newStore(s, out, k, k), out
 }
 
 var (
@@ -88,7 +89,7 @@ func must(t *testing.T, err error) {
 }
 
 func TestStoreFollowsTheWatch(t *testing.T) {
-	st, out := newStore(serviceKind)
+	st, out := testStore(serviceKind)
 	must(t, st.Replace([]any{service("a", "5"), service("b", "7")}, "20"))
 	if out.names() != "a b" || out.included["services"] != 20 {
 		t.Errorf("after the list: %s at %d, want a b at 20", out.names(), out.included["services"])
@@ -112,7 +113,7 @@ func TestStoreFollowsTheWatch(t *testing.T) {
 
 // A list made of a stream is trimmed before it gets to the store.
 func TestTrimmedObjectsAreTaken(t *testing.T) {
-	st, out := newStore(serviceKind)
+	st, out := testStore(serviceKind)
 	object, err := st.Transformer()(service("a", "5"))
 	must(t, err)
 	if _, ok := object.(*corev1.Service); ok {
@@ -125,7 +126,7 @@ func TestTrimmedObjectsAreTaken(t *testing.T) {
 }
 
 func TestUnreadableVersionIsAProblem(t *testing.T) {
-	st, out := newStore(serviceKind)
+	st, out := testStore(serviceKind)
 	if err := st.Add(service("a", "abc")); err == nil {
 		t.Error("a resource version that is no number was accepted")
 	}
@@ -135,7 +136,7 @@ func TestUnreadableVersionIsAProblem(t *testing.T) {
 }
 
 func TestTriggerTimes(t *testing.T) {
-	st, out := newStore(sliceKind)
+	st, out := testStore(sliceKind)
 	key := model.Key{Kind: model.KindEndpointSlice, Namespace: "default", Name: "a"}
 	slice := func(version string, trigger time.Time) *discoveryv1.EndpointSlice {
 		object := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "a", ResourceVersion: version}}
@@ -174,7 +175,7 @@ func systemNamespace(uid, counter string) *corev1.Namespace {
 
 // Nothing is served before it is known which cluster it is.
 func TestSyncedWaitsForTheCluster(t *testing.T) {
-	st, out := newStore(namespaceKind)
+	st, out := testStore(namespaceKind)
 	must(t, st.Replace(nil, "2"))
 	if out.synced != 0 {
 		t.Error("synced without knowing the cluster")
@@ -191,9 +192,11 @@ func TestSyncedWaitsForTheCluster(t *testing.T) {
 }
 
 func TestRaisedEpochEndsTheSource(t *testing.T) {
-	st, _ := newStore(namespaceKind)
+	st, _ := testStore(namespaceKind)
 	must(t, st.Add(systemNamespace("u1", "")))
-	must(t, st.Update(systemNamespace("u1", "1")))
+	if err := st.Update(systemNamespace("u1", "1")); err == nil {
+		t.Error("the change is taken, though what else there is may be set back")
+	}
 	select {
 	case <-st.source.failed:
 		if !strings.Contains(st.source.failure.Error(), `"u1/0"`) || !strings.Contains(st.source.failure.Error(), `"u1/1"`) {
@@ -214,7 +217,7 @@ func TestFailuresAreProblemsUntilTheyEnd(t *testing.T) {
 		return &corev1.ServiceList{}, answer
 	}
 	k.label = leftToOthers
-	st, out := newStore(k)
+	st, out := testStore(k)
 	answer = apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "", errors.New("no rule"))
 	if _, err := st.listOnce(context.Background(), metav1.ListOptions{}); err == nil {
 		t.Error("no error")
