@@ -5,8 +5,8 @@
 // differ between builds, and a version must mean the same to every calculator.
 //
 // Each type has a schema number that enters its versions. It rises when the
-// meaning of the type's fields changes, so that only resources of that type
-// are sent anew after an upgrade.
+// meaning of the type's fields changes or their encoding does, so that only
+// resources of that type are sent anew after an upgrade.
 package canonical
 
 import (
@@ -40,6 +40,17 @@ func Schema(resourceType dataplanev1.ResourceType) uint32 {
 	default:
 		return 0
 	}
+}
+
+// OldestSchema gives the lowest schema number of a type of which an agent
+// understands what is computed here, 0 if the type is not known. It may stay
+// behind Schema, and has to until no supported agent is older: what an old agent
+// reads of a resource must be right without the fields that it does not know.
+func OldestSchema(resourceType dataplanev1.ResourceType) uint32 {
+	if Schema(resourceType) == 0 {
+		return 0
+	}
+	return 1
 }
 
 // buffers keeps encoding buffers; nothing of one use is seen by the next.

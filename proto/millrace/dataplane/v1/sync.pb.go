@@ -365,7 +365,9 @@ type Hello struct {
 	// Version of the agent, for people.
 	AgentVersion string `protobuf:"bytes,2,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
 	// The resource types that the agent understands. A calculator never sends a
-	// type, or a schema newer than the agent's, that is not announced here.
+	// type that is not announced here, and has an agent remove what it holds of
+	// it. What the agent holds of a type that the calculator does not publish
+	// stays as it is.
 	Types []*TypeSupport `protobuf:"bytes,3,rep,name=types,proto3" json:"types,omitempty"`
 	// Identity of the cluster and restore counter, as the agent last heard;
 	// empty at first contact.
@@ -477,7 +479,8 @@ type TypeSupport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The type.
 	Type ResourceType `protobuf:"varint,1,opt,name=type,proto3,enum=millrace.dataplane.v1.ResourceType" json:"type,omitempty"`
-	// Highest schema number of that type the agent understands.
+	// Highest schema number of that type the agent understands. A calculator
+	// refuses an agent that is too old for what it publishes of the type.
 	Schema        uint32 `protobuf:"varint,2,opt,name=schema,proto3" json:"schema,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -45,7 +45,8 @@ type SyncServiceClient interface {
 	// Errors: INVALID_ARGUMENT (malformed hello), UNAVAILABLE with an
 	// ErrorInfo of reason NOT_SYNCED or BEHIND_POSITION (this calculator is not
 	// ready, or knows less than the agent: try another), FAILED_PRECONDITION
-	// with reason WRONG_EPOCH (the agent belongs to another cluster),
+	// with reason WRONG_EPOCH (the agent belongs to another cluster) or
+	// SCHEMA_TOO_OLD (the agent is too old for what is published of a type),
 	// NOT_FOUND with reason UNKNOWN_NODE (no such node in the cluster yet),
 	// UNAVAILABLE with reason BUSY and a RetryInfo (more agents join than can be
 	// served at once: try another calculator, or this one not before the delay),
@@ -98,7 +99,8 @@ type SyncServiceServer interface {
 	// Errors: INVALID_ARGUMENT (malformed hello), UNAVAILABLE with an
 	// ErrorInfo of reason NOT_SYNCED or BEHIND_POSITION (this calculator is not
 	// ready, or knows less than the agent: try another), FAILED_PRECONDITION
-	// with reason WRONG_EPOCH (the agent belongs to another cluster),
+	// with reason WRONG_EPOCH (the agent belongs to another cluster) or
+	// SCHEMA_TOO_OLD (the agent is too old for what is published of a type),
 	// NOT_FOUND with reason UNKNOWN_NODE (no such node in the cluster yet),
 	// UNAVAILABLE with reason BUSY and a RetryInfo (more agents join than can be
 	// served at once: try another calculator, or this one not before the delay),

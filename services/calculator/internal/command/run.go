@@ -108,7 +108,7 @@ func build(o *options, log *zap.Logger) (*calculator, error) {
 	c.pipeline = pipeline.New(c.publisher, problems, log.Named("pipeline"), pipeline.DefaultInterval)
 	schemas := map[dataplanev1.ResourceType]uint32{}
 	for number := range dataplanev1.ResourceType_name {
-		if schema := canonical.Schema(dataplanev1.ResourceType(number)); schema != 0 {
+		if schema := canonical.OldestSchema(dataplanev1.ResourceType(number)); schema != 0 {
 			schemas[dataplanev1.ResourceType(number)] = schema
 		}
 	}

@@ -24,17 +24,12 @@ func (st *stream) admit(hello *dataplanev1.Hello) (view, error) {
 		return view{}, err
 	}
 	st.node = node
-	if len(hello.GetTypes()) == 0 {
-		return view{}, refusal(codes.InvalidArgument, ReasonMalformed, "field hello.types: an agent must announce at least one type")
+	if err := st.announce(hello.GetTypes()); err != nil {
+		return view{}, err
 	}
 	if count := len(hello.GetBucketDigests()); count&(count-1) != 0 {
 		return view{}, refusal(codes.InvalidArgument, ReasonMalformed,
 			"field hello.bucket_digests: %d buckets, the count must be a power of two", count)
-	}
-	for _, support := range hello.GetTypes() {
-		if schema, ok := st.service.Schemas[support.GetType()]; ok && support.GetSchema() >= schema {
-			st.types.add(support.GetType())
-		}
 	}
 	patience := time.NewTimer(st.service.Patience)
 	defer patience.Stop()
@@ -191,7 +186,6 @@ func (st *stream) welcome() error {
 
 // bringUp sends the first batch: what leads from what the agent holds to now.
 func (st *stream) bringUp(node *nodeState, now *view, hello *dataplanev1.Hello, floor Position) error {
-	digests := now.digests(st.types)
 	kind, batch := batchJoin, content{}
 	if len(hello.GetBucketDigests()) == 0 {
 		var err error
@@ -200,14 +194,16 @@ func (st *stream) bringUp(node *nodeState, now *view, hello *dataplanev1.Hello, 
 		}
 	} else {
 		kind = batchResume
+		digests := now.digests(st.types)
 		differing, _ := digests.Differing(hello.GetBucketDigests()) // the count was checked by admit
 		held, err := st.askHeld(differing)
 		if err != nil {
 			return err
 		}
+		st.keepForeign(held)
 		batch.own = now.resumeChanges(st.types, held)
 	}
-	commit, err := encodeCommit(now.revision, now.position.Merge(floor), time.Time{}, digests.Sum())
+	commit, err := encodeCommit(now.revision, now.position.Merge(floor), time.Time{}, st.sum(now))
 	if err != nil {
 		return fmt.Errorf("encoding the first commit: %w", err)
 	}

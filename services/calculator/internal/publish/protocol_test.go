@@ -46,6 +46,10 @@ func TestRefusals(t *testing.T) {
 		}, codes.Unavailable, publish.ReasonBehindPosition, "cluster/2"},
 		{"unknown node", func(c *calculator, a *agent) { c.publish(cluster(1, "n2")) }, codes.NotFound, publish.ReasonUnknownNode, `"n1"`},
 		{"no name", func(c *calculator, a *agent) { a.node = "" }, codes.InvalidArgument, publish.ReasonMalformed, "hello.node_name"},
+		{"old schema", func(c *calculator, a *agent) {
+			c.service.Schemas[typeService] = 2
+			c.publish(cluster(1, "n1"))
+		}, codes.FailedPrecondition, publish.ReasonSchemaTooOld, "RESOURCE_TYPE_SERVICE up to schema 1"},
 		{"no types", func(c *calculator, a *agent) { a.types = nil }, codes.InvalidArgument, publish.ReasonMalformed, "hello.types"},
 	}
 	for _, test := range tests {

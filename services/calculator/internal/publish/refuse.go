@@ -29,6 +29,9 @@ const (
 	ReasonDraining = "DRAINING"
 	// ReasonMalformed: the agent sent what the protocol does not allow.
 	ReasonMalformed = "MALFORMED"
+	// ReasonSchemaTooOld: the agent is too old for what this calculator
+	// publishes of a type.
+	ReasonSchemaTooOld = "SCHEMA_TOO_OLD"
 	// ReasonUnknownMessage: the agent sent a message of a type that this
 	// calculator does not know.
 	ReasonUnknownMessage = "UNKNOWN_MESSAGE"

@@ -32,7 +32,8 @@ type Options struct {
 	// it really is. It does not wait; what it returns is added to a refusal. It
 	// may be nil.
 	Ahead func(node, epoch string, position map[string]uint64) string
-	// Schemas has the schema number of every type that is published.
+	// Schemas has, for every type that is published, the lowest schema number
+	// of which an agent understands it.
 	Schemas map[dataplanev1.ResourceType]uint32
 	// Patience is how long a stream waits for the calculator to have synced or
 	// to have reached the agent's position before it is refused. Default 5 s.

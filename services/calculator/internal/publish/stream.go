@@ -45,6 +45,10 @@ type stream struct {
 	sending atomic.Int64
 	// types are those the agent has announced; set before anything is sent.
 	types typeSet
+	// foreign are announced types that this calculator does not publish; kept is
+	// the digest of what the agent holds of them.
+	foreign typeSet
+	kept    uint64
 }
 
 func newStream(service *Service, server grpc.BidiStreamingServer[dataplanev1.SyncRequest, dataplanev1.SyncResponse]) *stream {
@@ -256,7 +260,7 @@ func (st *stream) follow(node *nodeState, at *view, floor Position) error {
 		if shared && len(snapshot.position.behind(floor)) == 0 && !unwatched(snapshot.position, floor) {
 			commit, err = snapshot.sharedCommit()
 		} else {
-			commit, err = encodeCommit(snapshot.revision, snapshot.position.Merge(floor), trigger, now.digests(st.types).Sum())
+			commit, err = encodeCommit(snapshot.revision, snapshot.position.Merge(floor), trigger, st.sum(&now))
 		}
 		if err != nil {
 			return fmt.Errorf("encoding the commit of revision %d: %w", snapshot.revision, err)
