@@ -33,7 +33,7 @@ const recordVersion = "1"
 
 // digest is of everything that loading the programs depends on: the kernel, the
 // objects, the variants chosen, and the maps that they are loaded on.
-func (d *Dataplane) digest() (string, error) {
+func (d *Dataplane) digest(maps map[string]*ebpf.Map) (string, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return "", fmt.Errorf("name the kernel: %w", err)
@@ -48,8 +48,8 @@ func (d *Dataplane) digest() (string, error) {
 	for _, name := range sortedKeys(variants) {
 		fmt.Fprintf(h, "%s %t\n", name, variants[name])
 	}
-	for _, name := range sortedKeys(d.maps) {
-		info, err := d.maps[name].Info()
+	for _, name := range sortedKeys(maps) {
+		info, err := maps[name].Info()
 		if err != nil {
 			return "", fmt.Errorf("map %s: %w", name, err)
 		}
@@ -73,7 +73,7 @@ func (d *Dataplane) variants() map[string]bool {
 // adoptPrograms opens the pinned programs of dir if they are what would be
 // loaded. It reports whether they are.
 func (d *Dataplane) adoptPrograms(dir string) bool {
-	want, err := d.digest()
+	want, err := d.digest(d.maps)
 	if err != nil {
 		return false
 	}
@@ -91,17 +91,11 @@ func (d *Dataplane) adoptPrograms(dir string) bool {
 				continue
 			}
 		}
-		closeAll(programs)
+		programSet{programs: programs}.close()
 		return false
 	}
-	d.programs = programs
+	d.programSet = programSet{programs: programs, ids: ids}
 	return true
-}
-
-func closeAll(programs map[string]*ebpf.Program) {
-	for _, p := range programs {
-		p.Close()
-	}
 }
 
 // programID is the kernel's number of a program, never used twice while a
@@ -141,25 +135,24 @@ func readProgramsRecord(dir string) (digest string, ids map[string]ebpf.ProgramI
 	return fields[1], ids, nil
 }
 
-// pinPrograms replaces what is pinned in dir by the loaded programs, so that
-// every program can be inspected by path and the next agent adopts them.
-func (d *Dataplane) pinPrograms(dir string) error {
+// pinPrograms replaces what is pinned in dir by the set, so that every program
+// can be inspected by path and the next agent adopts them.
+func pinPrograms(dir string, set programSet, digest func() (string, error)) error {
 	record := filepath.Join(dir, programsRecord)
 	if err := os.Remove(record); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove record of programs: %w", err)
 	}
-	digest, err := d.digest()
+	of, err := digest()
 	if err != nil {
 		return err
 	}
-	text := []string{recordVersion, digest}
-	for _, name := range sortedKeys(d.programs) {
-		p := d.programs[name]
+	text := []string{recordVersion, of}
+	for _, name := range sortedKeys(set.programs) {
 		path := filepath.Join(dir, name)
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove old pin of program %s: %w", name, err)
 		}
-		c, err := p.Clone() // the original must not count as pinned there
+		c, err := set.programs[name].Clone() // the original must not count as pinned there
 		if err != nil {
 			return fmt.Errorf("clone program %s: %w", name, err)
 		}
@@ -168,11 +161,7 @@ func (d *Dataplane) pinPrograms(dir string) error {
 		if err != nil {
 			return fmt.Errorf("pin program %s: %w", name, err)
 		}
-		id, err := programID(p)
-		if err != nil {
-			return fmt.Errorf("program %s: %w", name, err)
-		}
-		text = append(text, fmt.Sprintf("%s=%d", name, id))
+		text = append(text, fmt.Sprintf("%s=%d", name, set.ids[name]))
 	}
 	if err := os.Symlink(strings.Join(text, " "), record); err != nil {
 		return fmt.Errorf("write record of programs: %w", err)

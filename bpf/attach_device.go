@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -133,32 +132,46 @@ func (d *Dataplane) attachClsact(ifindex int, hook Hook, name string, prog *ebpf
 		if d.runsClsact(ifindex, hook, a.Pin, name) {
 			return a, nil
 		}
-		if err := os.Remove(a.Pin); err != nil {
-			return a, fmt.Errorf("remove old pin: %w", err)
-		}
-	}
-	c, err := prog.Clone()
-	if err != nil {
-		return a, err
-	}
-	defer c.Close()
-	// Pinned first: a crash in between leaves nothing that is not found again.
-	if err := c.Pin(a.Pin); err != nil {
-		return a, fmt.Errorf("pin program: %w", err)
 	}
 	qdisc := &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
 	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
-		os.Remove(a.Pin)
 		return a, fmt.Errorf("add clsact: %w", err)
 	}
-	f := clsactFilter(ifindex, hook)
-	f.Fd, f.Name, f.DirectAction = prog.FD(), name, true
-	if err := netlink.FilterReplace(f); err != nil {
-		os.Remove(a.Pin)
-		return a, fmt.Errorf("add filter: %w", err)
+	if err := replaceClsact(a, name, prog); err != nil {
+		if !a.Adopted {
+			os.Remove(a.Pin) //nolint:errcheck // it may not be there
+		}
+		return a, err
 	}
 	return a, nil
+}
+
+// replaceClsact makes the filter run a program, and the pin remember it. Pinned
+// first: a crash in between leaves nothing that is not found again.
+func replaceClsact(a Attachment, name string, prog *ebpf.Program) error {
+	fresh := a.Pin + "~" // names with ~ are not read back
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove left-over pin: %w", err)
+	}
+	c, err := prog.Clone()
+	if err != nil {
+		return err
+	}
+	err = c.Pin(fresh)
+	c.Close()
+	if err != nil {
+		return fmt.Errorf("pin program: %w", err)
+	}
+	if err := os.Rename(fresh, a.Pin); err != nil {
+		return fmt.Errorf("pin program: %w", err)
+	}
+	f := clsactFilter(a.Ifindex, a.Hook)
+	f.Fd, f.Name, f.DirectAction = prog.FD(), name, true
+	if err := netlink.FilterReplace(f); err != nil {
+		return fmt.Errorf("add filter: %w", err)
+	}
+	return nil
 }
 
 // runsClsact tells whether both the filter and the pin in its place are of the
@@ -172,16 +185,24 @@ func (d *Dataplane) runsClsact(ifindex int, hook Hook, pin, name string) bool {
 	if id, err := programID(p); err != nil || id != d.ids[name] {
 		return false
 	}
+	f := findClsact(ifindex, hook)
+	return f != nil && f.Id == int(d.ids[name])
+}
+
+// findClsact returns the filter that a device has, or nil.
+func findClsact(ifindex int, hook Hook) *netlink.BpfFilter {
 	want := clsactFilter(ifindex, hook)
 	filters, err := netlink.FilterList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}, want.Parent)
 	if err != nil {
-		return false
+		return nil
 	}
-	return slices.ContainsFunc(filters, func(f netlink.Filter) bool {
+	for _, f := range filters {
 		have, ok := f.(*netlink.BpfFilter)
-		return ok && have.Handle == want.Handle && have.Priority == want.Priority && have.DirectAction &&
-			have.Id == int(d.ids[name])
-	})
+		if ok && have.Handle == want.Handle && have.Priority == want.Priority && have.DirectAction {
+			return have
+		}
+	}
+	return nil
 }
 
 // removeClsact removes the filter. The qdisc stays: others may use it, and

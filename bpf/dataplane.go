@@ -5,6 +5,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -55,14 +56,17 @@ type Dataplane struct {
 	IDs      *ebpf.Map // hash: layout.IDKey -> u32
 	Counters *ebpf.Map // per-CPU hash: layout.CounterKey -> []layout.Counter
 
-	opts     Options
-	objects  []object // what the programs are loaded from
-	tcx      bool
-	programs map[string]*ebpf.Program
-	ids      map[string]ebpf.ProgramID // of programs
-	loaded   bool                      // rather than adopted
-	maps     map[string]*ebpf.Map      // those that programs name
-	adopted  []Adopted
+	opts    Options
+	objects []object // what the programs are loaded from
+	tcx     bool
+	loaded  bool // rather than adopted
+	// use guards what a growth replaces: tables and programs.
+	use sync.RWMutex
+	programSet
+	// strays are programs of a growth that failed and that attachments may run.
+	strays  map[ebpf.ProgramID]string
+	maps    map[string]*ebpf.Map // those that programs name
+	adopted []Adopted
 
 	mu      sync.Mutex // guards attachments' pins
 	barrier barrier
@@ -92,76 +96,119 @@ func openObjects(opts Options, from []object) (_ *Dataplane, err error) {
 	if opts.SocketsOnly {
 		from = slices.DeleteFunc(slices.Clone(from), func(o object) bool { return !strings.HasPrefix(o.name, "sock_") })
 	}
-	d := &Dataplane{
-		opts:     opts,
-		objects:  from,
-		programs: make(map[string]*ebpf.Program),
-		maps:     make(map[string]*ebpf.Map),
-	}
+	d := &Dataplane{opts: opts, objects: from, maps: make(map[string]*ebpf.Map)}
 	defer func() {
 		if err != nil {
 			d.Close()
 		}
 	}()
 	d.tcx = !opts.ForceClsact && haveTCX() == nil
-	// Every object declares every map; the smallest is read soonest.
-	smallest := slices.MinFunc(from, func(a, b object) int { return len(a.elf) - len(b.elf) })
-	spec, err := smallest.spec()
+	spec, err := d.mapSpecs()
 	if err != nil {
 		return nil, err
 	}
 	if err := d.openMaps(spec); err != nil {
 		return nil, err
 	}
-	if !d.adoptPrograms(d.programsDir()) {
-		if err := d.loadPrograms(); err != nil {
-			return nil, err
-		}
-		if err := d.pinPrograms(d.programsDir()); err != nil {
-			return nil, err
-		}
-	}
-	return d, d.noteIDs()
+	return d, d.openPrograms()
 }
 
-// loadPrograms loads all objects on the maps.
-func (d *Dataplane) loadPrograms() error {
-	d.loaded = true
-	for _, o := range d.objects {
-		spec, err := o.spec()
+// mapSpecs reads the description of all maps. Every object declares every map;
+// the smallest is read soonest.
+func (d *Dataplane) mapSpecs() (*ebpf.CollectionSpec, error) {
+	return slices.MinFunc(d.objects, func(a, b object) int { return len(a.elf) - len(b.elf) }).spec()
+}
+
+// openPrograms adopts the programs or loads them. When it returns, every
+// attachment that ran a program of an earlier agent runs one of these.
+func (d *Dataplane) openPrograms() error {
+	left := stages(d.opts.PinPath)
+	grow := d.tooSmall()
+	if len(grow) == 0 && len(left) == 0 && d.adoptPrograms(d.programsDir()) {
+		return nil
+	}
+	// What attachments may run: an earlier agent's programs, and those that it
+	// was about to exchange them for when it ended.
+	known := map[ebpf.ProgramID]string{}
+	for _, dir := range append([]string{d.programsDir()}, left...) {
+		if dir != d.programsDir() {
+			dir = filepath.Join(dir, "programs")
+		}
+		set, err := pinnedSet(dir)
 		if err != nil {
 			return err
 		}
-		if err := d.loadObject(o.name, spec); err != nil {
-			return err
+		defer set.close()
+		maps.Copy(known, set.byID())
+	}
+	d.loaded = true
+	s, err := d.newStage(grow)
+	if err == nil {
+		err = s.copyTables()
+	}
+	if err != nil && len(grow) > 0 {
+		// Better as large as it was than not at all; Adopted tells.
+		if s != nil {
+			s.abandon()
 		}
+		s, err = d.newStage(nil)
 	}
 	// The objects' type information is garbage now, and large beside
 	// everything else that the agent keeps.
 	debug.FreeOSMemory()
+	if err != nil {
+		return err
+	}
+	if err := d.exchangeLinks(known, s.programSet); err != nil {
+		return err // the pins stay, and the next start goes on
+	}
+	if err := s.commit(); err != nil {
+		return err
+	}
+	for name := range s.fresh {
+		d.adopted = append(slices.DeleteFunc(d.adopted, func(a Adopted) bool { return a.Name == name }),
+			Adopted{Name: name, MaxEntries: s.fresh[name].MaxEntries(), Wanted: s.fresh[name].MaxEntries()})
+	}
+	for _, path := range left {
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("remove what an earlier agent left: %w", err)
+		}
+	}
 	return nil
 }
 
-// noteIDs notes the programs' ids.
-func (d *Dataplane) noteIDs() error {
-	d.ids = make(map[string]ebpf.ProgramID, len(d.programs))
-	for name, p := range d.programs {
-		id, err := programID(p)
-		if err != nil {
-			return fmt.Errorf("program %s: %w", name, err)
+// tooSmall returns the sizes of tables that are smaller than asked for.
+func (d *Dataplane) tooSmall() map[string]uint32 {
+	grow := map[string]uint32{}
+	for _, a := range d.adopted {
+		if isTable(a.Name) && a.MaxEntries < a.Wanted {
+			grow[a.Name] = a.Wanted
 		}
-		d.ids[name] = id
 	}
-	return nil
+	return grow
+}
+
+// load loads all programs on the maps.
+func (d *Dataplane) load(on map[string]*ebpf.Map) (programSet, error) {
+	programs := map[string]*ebpf.Program{}
+	for _, o := range d.objects {
+		spec, err := o.spec()
+		if err == nil {
+			err = d.loadObject(o.name, spec, on, programs)
+		}
+		if err != nil {
+			programSet{programs: programs}.close()
+			return programSet{}, err
+		}
+	}
+	return newProgramSet(programs)
 }
 
 func (d *Dataplane) programsDir() string { return filepath.Join(d.opts.PinPath, "programs") }
 
 // Close closes all file descriptors. What is pinned stays and goes on working.
 func (d *Dataplane) Close() error {
-	for _, p := range d.programs {
-		p.Close()
-	}
+	d.programSet.close()
 	for _, m := range d.maps {
 		m.Close()
 	}
@@ -184,10 +231,14 @@ func (d *Dataplane) Loaded() bool { return d.loaded }
 
 // Program returns a loaded program by name (sock_connect4, tc_pod_ingress,
 // ...), or nil. It belongs to d.
-func (d *Dataplane) Program(name string) *ebpf.Program { return d.programs[name] }
+func (d *Dataplane) Program(name string) *ebpf.Program {
+	d.use.RLock()
+	defer d.use.RUnlock()
+	return d.programs[name]
+}
 
 // loadObject loads an object's programs on the shared maps.
-func (d *Dataplane) loadObject(name string, spec *ebpf.CollectionSpec) error {
+func (d *Dataplane) loadObject(name string, spec *ebpf.CollectionSpec, on map[string]*ebpf.Map, to map[string]*ebpf.Program) error {
 	for variable, present := range d.variants() {
 		if v := spec.Variables[variable]; v != nil {
 			if err := v.Set(present); err != nil {
@@ -195,20 +246,20 @@ func (d *Dataplane) loadObject(name string, spec *ebpf.CollectionSpec) error {
 			}
 		}
 	}
-	for mapName, m := range d.maps {
+	for mapName, m := range on {
 		s := spec.Maps[mapName]
 		if s == nil {
 			return fmt.Errorf("object %s does not declare map %s", name, mapName)
 		}
 		s.MaxEntries = m.MaxEntries()
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: d.maps})
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: on})
 	if err != nil {
 		return fmt.Errorf("load object %s: %w", name, err)
 	}
 	defer coll.Close()
 	for prog := range spec.Programs {
-		d.programs[prog] = coll.DetachProgram(prog)
+		to[prog] = coll.DetachProgram(prog)
 	}
 	return nil
 }
@@ -245,7 +296,7 @@ func (d *Dataplane) restorePins() error {
 			return fmt.Errorf("pin map %s again: %w", name, err)
 		}
 	}
-	return d.pinPrograms(d.programsDir())
+	return pinPrograms(d.programsDir(), d.programSet, func() (string, error) { return d.digest(d.maps) })
 }
 
 // pinned tells whether the directories of pins and the map of settings are there.
@@ -263,12 +314,7 @@ func repin(m *ebpf.Map, path string) error {
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	c, err := m.Clone() // the original may count as pinned there
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	return c.Pin(path)
+	return pinAt(m, path)
 }
 
 // makePinDirs creates the directories of pins.
@@ -326,6 +372,11 @@ func Remove(path string) (r Removed, err error) {
 	errs := removeAttachments(path)
 	for _, dir := range []string{"links", "programs", "maps"} {
 		if err := os.RemoveAll(filepath.Join(path, dir)); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for _, dir := range stages(path) {
+		if err := os.RemoveAll(dir); err != nil {
 			errs = append(errs, err)
 		}
 	}

@@ -16,6 +16,8 @@ type ProgramInfo struct {
 
 // ProgramInfos describes the loaded programs, by name.
 func (d *Dataplane) ProgramInfos() ([]ProgramInfo, error) {
+	d.use.RLock()
+	defer d.use.RUnlock()
 	var out []ProgramInfo
 	for name, p := range d.programs {
 		info, err := p.Info()

@@ -95,7 +95,7 @@ func (d *Dataplane) openMaps(spec *ebpf.CollectionSpec) error {
 		}
 		d.maps[name] = m
 	}
-	d.Config, d.IDs, d.Counters = d.maps["config"], d.maps["ids"], d.maps["counters"]
+	d.Config, d.Counters = d.maps["config"], d.maps["counters"]
 	var err error
 	if d.V4, err = d.openFamily(4, spec); err != nil {
 		return err
@@ -103,7 +103,18 @@ func (d *Dataplane) openMaps(spec *ebpf.CollectionSpec) error {
 	if d.V6, err = d.openFamily(6, spec); err != nil {
 		return err
 	}
+	d.assign()
 	return d.barrier.open()
+}
+
+// assign makes the fields name the tables in use.
+func (d *Dataplane) assign() {
+	d.IDs = d.maps["ids"]
+	for _, f := range []*FamilyMaps{d.V4, d.V6} {
+		f.Frontends = d.maps[fmt.Sprintf("frontends_v%d", f.Family)]
+		f.Backends = d.maps[fmt.Sprintf("backends_v%d", f.Family)]
+		f.Routes = d.maps[fmt.Sprintf("routes_v%d", f.Family)]
+	}
 }
 
 // isObjectData tells maps that hold one object's constants and variables.
@@ -122,9 +133,6 @@ func (d *Dataplane) openFamily(family int, spec *ebpf.CollectionSpec) (*FamilyMa
 	}
 	return &FamilyMaps{
 		Family:      family,
-		Frontends:   d.maps[name("frontends")],
-		Backends:    d.maps[name("backends")],
-		Routes:      d.maps[name("routes")],
 		Connected:   d.maps[name("connected")],
 		Spilled:     d.maps[name("spilled")],
 		Fragments:   d.maps[name("fragments")],

@@ -75,7 +75,11 @@ func useEverything(path, cgroup string) error {
 			_, err2 := d.AttachDevice(device.Index, Pod)
 			_, err3 := d.Attachments()
 			_, err4 := d.ProgramInfos()
-			if err := errors.Join(err1, err2, err3, err4, d.Quiesce(), d.Close()); err != nil {
+			g, err5 := d.PrepareGrowth(map[string]uint32{"backends_v4": 2 * d.TableSizes()["backends_v4"]})
+			if err5 == nil {
+				err5 = g.Exchange()
+			}
+			if err := errors.Join(err1, err2, err3, err4, err5, d.Quiesce(), d.Close()); err != nil {
 				return err
 			}
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf"
 	mbpf "github.com/millrace-project/millrace/bpf"
 )
 
@@ -32,4 +33,14 @@ func (g *growth) check() error {
 		return fmt.Errorf("--grow-at: %d must be a percentage from 0 to 100", g.at)
 	}
 	return nil
+}
+
+// policy returns when tables grow and how far.
+func (g *growth) policy() bpf.GrowthPolicy {
+	return bpf.GrowthPolicy{Percent: g.at, Limits: map[string]uint32{
+		"frontends_v4": g.limits.frontends, "frontends_v6": g.limits.frontends,
+		"backends_v4": g.limits.backends, "backends_v6": g.limits.backends,
+		"routes_v4": g.limits.routes, "routes_v6": g.limits.routes,
+		"ids": g.limits.ids,
+	}}
 }

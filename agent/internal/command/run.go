@@ -150,10 +150,10 @@ func (a *agent) openKernel() (*mbpf.Dataplane, error) {
 
 func (a *agent) makePlane(kernel *mbpf.Dataplane) error {
 	for _, m := range kernel.Adopted() {
-		if m.MaxEntries != m.Wanted {
-			a.log.Warn("a map keeps the size it was created with", zap.String("map", m.Name),
+		if m.MaxEntries < m.Wanted {
+			a.log.Warn("a map has not the size asked for", zap.String("map", m.Name),
 				zap.Uint32("entries", m.MaxEntries), zap.Uint32("wanted", m.Wanted))
-			a.problem("map %s has room for %d entries, not %d: it keeps the size it was created with; remove it by cleanup to change that",
+			a.problem("map %s has room for %d entries, not %d: it could not be replaced by a larger one; remove it by cleanup to change that",
 				m.Name, m.MaxEntries, m.Wanted)
 		}
 	}
@@ -167,6 +167,7 @@ func (a *agent) makePlane(kernel *mbpf.Dataplane) error {
 	}
 	a.system = bpf.NewSystem(kernel, a.bpfFS, a.cgroupRoot)
 	options := bpf.Options{Node: a.node, SNATPorts: a.snat, FastPath: a.fastPath, HostNetnsCookie: cookie,
+		Growth:        a.growth.policy(),
 		AllowFastPath: netfilter.Tracking{SysctlDir: a.sysctlDir, StateDir: a.stateDir}.Allow}
 	a.plane, err = bpf.New(options, a.store, a.system, tables.NewKernel(kernel), classifier, a.system.Conntrack(), a.log)
 	if err != nil {
@@ -272,9 +273,17 @@ func (a *agent) work(ctx context.Context, events interfaces.Events) {
 	wait.Go(func() { a.client.Run(ctx) })
 	wait.Go(func() { a.sweeper.Run(ctx) })
 	wait.Go(func() { a.plane.EndStaleUDP(ctx, func(n int) { a.metrics.StaleUDP.Add(float64(n)) }) })
+	wait.Go(func() { a.plane.Grow(ctx, a.applier.Refresh, a.grown) })
 	wait.Go(func() { a.followDevices(ctx, events.Changed) })
 	wait.Go(func() { together(ctx, events.Gone, a.plane.DevicesGone) })
 	<-ctx.Done()
+}
+
+// grown counts tables that were replaced by larger ones.
+func (a *agent) grown(names []string) {
+	for _, name := range names {
+		a.metrics.MapGrowths.WithLabelValues(name).Inc()
+	}
 }
 
 // lookEvery is how often the node is looked at although no event told of a

@@ -35,6 +35,7 @@ type Metrics struct {
 	SweepErrors        prometheus.Counter
 	Passes             prometheus.Counter
 	StaleUDP           prometheus.Counter
+	MapGrowths         *prometheus.CounterVec // map
 }
 
 // New returns all instruments, registered.
@@ -82,6 +83,7 @@ func New(version string) *Metrics {
 		Passes:        counter("conntrack_sweeps_total", "Passes over conntrack."),
 		StaleUDP:      counter("conntrack_stale_udp_total", "UDP flows that were ended because their backend is gone."),
 	}
+	m.MapGrowths = counters("map_growths_total", "Times that a BPF map was replaced by a larger one under traffic.", "map")
 	m.ResourceErrors = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: prefix + "resource_errors", Help: "Errors of resources that could not be programmed, by reason.",
 	}, []string{"reason"})

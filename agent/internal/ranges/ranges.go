@@ -45,20 +45,27 @@ type Allocator struct {
 // New returns an allocator of an array of size elements. Freed ranges rest for
 // rest by the clock now.
 func New(size uint32, rest time.Duration, now func() time.Time) *Allocator {
-	a := &Allocator{size: size, rest: rest, now: now, free: make([]map[uint32]struct{}, 33)}
+	a := &Allocator{rest: rest, now: now, free: make([]map[uint32]struct{}, 33)}
 	for i := range a.free {
 		a.free[i] = map[uint32]struct{}{}
 	}
-	// Cover the array with the largest aligned ranges.
-	for first := uint32(0); first < size; {
+	a.Grow(size)
+	return a
+}
+
+// Grow makes room for size elements; an array never shrinks.
+func (a *Allocator) Grow(size uint32) {
+	// Cover what is added with the largest aligned ranges.
+	for first := a.size; first < size; {
 		order := bits.Len32(size-first) - 1
 		if first != 0 {
 			order = min(order, bits.TrailingZeros32(first))
 		}
-		a.free[order][first] = struct{}{}
+		a.used += 1 << order
+		a.release(Range{First: first, Capacity: 1 << order})
 		first += 1 << order
 	}
-	return a
+	a.size = max(a.size, size)
 }
 
 // Capacity returns the capacity of a range that holds n elements.

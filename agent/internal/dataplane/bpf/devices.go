@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/millrace-project/millrace/agent/internal/dataplane"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/services"
@@ -50,9 +52,22 @@ type Kernel interface {
 	Features() []*agentv1.Feature
 	// Maps describes the maps.
 	Maps() ([]*agentv1.MapState, error)
+	// TableSizes returns how many entries fit into each table, by name.
+	TableSizes() map[string]uint32
+	// PrepareGrowth makes larger tables ready to take the place of those in use.
+	PrepareGrowth(sizes map[string]uint32) (Growth, error)
 	// DumpMap calls visit with each entry of a map; dataplane.ErrNoMap if there
 	// is none of that name.
 	DumpMap(name string, visit func(key, value string) error) error
+}
+
+// Growth is a replacement of tables by larger ones, which ends by either call.
+type Growth interface {
+	// Exchange copies the tables and makes the programs use the larger ones.
+	// Nobody may write to a table meanwhile.
+	Exchange() error
+	// Abort gives the replacement up.
+	Abort()
 }
 
 // applyTopology looks at the node and makes settings, routes and attachments
@@ -209,6 +224,11 @@ func (p *Plane) applyRoutes() {
 		return
 	}
 	p.again = true
+	for key, err := range failed {
+		if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
+			p.full["routes_"+key.Family.String()] = struct{}{}
+		}
+	}
 	for _, err := range failed {
 		// One tells the cause; there may be thousands.
 		p.problem("%d routes could not be programmed: %v", len(failed), err)

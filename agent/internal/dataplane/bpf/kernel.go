@@ -292,10 +292,11 @@ func familyMaps[A layout.IP](f *mbpf.FamilyMaps) []namedMap {
 
 func (s *System) maps() []namedMap {
 	d := s.dataplane
-	list := append(familyMaps[layout.V4](d.V4), familyMaps[layout.V6](d.V6)...)
+	t := d.Tables()
+	list := append(familyMaps[layout.V4](&t.V4), familyMaps[layout.V6](&t.V6)...)
 	list = append(list,
 		walkArray[layout.Config]("config", d.Config),
-		walkAs("ids", d.IDs, layout.IDKey.String, func(v uint32) string { return fmt.Sprint(v) }),
+		walkAs("ids", t.IDs, layout.IDKey.String, func(v uint32) string { return fmt.Sprint(v) }),
 		namedMap{name: "counters", m: d.Counters,
 			count: func() (int, error) {
 				counters, err := d.ReadCounters()
@@ -316,6 +317,18 @@ func (s *System) maps() []namedMap {
 		})
 	sortMaps(list)
 	return list
+}
+
+// TableSizes implements Kernel.
+func (s *System) TableSizes() map[string]uint32 { return s.dataplane.TableSizes() }
+
+// PrepareGrowth implements Kernel.
+func (s *System) PrepareGrowth(sizes map[string]uint32) (Growth, error) {
+	g, err := s.dataplane.PrepareGrowth(sizes)
+	if err != nil {
+		return nil, err // not a Growth that holds nil
+	}
+	return g, nil
 }
 
 // describeCounter names the device, if it is still there.

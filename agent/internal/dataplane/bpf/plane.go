@@ -48,6 +48,8 @@ type Options struct {
 	// AllowFastPath prepares the host for the fast path; while it fails, the fast
 	// path is off. Nil: nothing is to be prepared.
 	AllowFastPath func() error
+	// Growth says when tables are replaced by larger ones.
+	Growth GrowthPolicy
 	// HostNetnsCookie identifies the network namespace of the host.
 	HostNetnsCookie uint64
 }
@@ -108,6 +110,13 @@ type Plane struct {
 	// unpruned tells that stale frontends could not be removed yet.
 	unpruned bool
 
+	// full are tables that had no room for something since they were looked at.
+	full map[string]struct{}
+	// growthFault is why a table that should grow does not.
+	growthFault string
+	// grow wakes the goroutine that makes tables grow.
+	grow chan struct{}
+
 	// staleUDP wakes the goroutine that ends flows to backends that are gone.
 	staleUDP chan struct{}
 }
@@ -124,6 +133,8 @@ func New(options Options, store *held.Store, kernel Kernel, t Tables, classifier
 		attached: map[uint32]string{},
 		retry:    map[string]struct{}{},
 		staleUDP: make(chan struct{}, 1),
+		full:     map[string]struct{}{},
+		grow:     make(chan struct{}, 1),
 	}
 	p.env.Node = options.Node
 	if err := p.adopt(); err != nil {
@@ -183,7 +194,7 @@ func (p *Plane) Retry(context.Context) dataplane.Result {
 func (p *Plane) Refresh(context.Context) dataplane.Result {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	d := &delta{services: map[string]struct{}{}}
+	d := &delta{services: maps.Clone(p.retry)} // for which there may be room now
 	p.applyTopology(d)
 	p.applyServices(d)
 	p.checkAttachments()
@@ -191,6 +202,10 @@ func (p *Plane) Refresh(context.Context) dataplane.Result {
 }
 
 func (p *Plane) result() dataplane.Result {
+	select {
+	case p.grow <- struct{}{}:
+	default:
+	}
 	return dataplane.Result{
 		Errors: p.errors.Sorted(),
 		Retry:  len(p.retry) > 0 || p.again || p.unpruned,
@@ -200,6 +215,9 @@ func (p *Plane) result() dataplane.Result {
 
 func (p *Plane) report() *dataplanev1.Report {
 	report := &dataplanev1.Report{Problems: slices.Concat(p.problems, p.lost)}
+	if p.growthFault != "" {
+		report.Problems = append(report.Problems, p.growthFault)
+	}
 	for _, key := range slices.Sorted(maps.Keys(p.devices.Endpoints)) {
 		if failure, ok := p.attached[p.devices.Endpoints[key]]; ok && failure == "" {
 			name := held.Name{Type: dataplanev1.ResourceType_RESOURCE_TYPE_ENDPOINT, Key: key}
@@ -248,6 +266,9 @@ func (p *Plane) applyServices(d *delta) {
 	for service, problems := range result.Problems {
 		p.setServiceErrors(service, problems)
 		delete(p.retry, service)
+	}
+	for _, name := range result.Full {
+		p.full[name] = struct{}{}
 	}
 	for _, service := range result.Retry {
 		p.retry[service] = struct{}{}

@@ -46,6 +46,7 @@ func (tx *transaction) place(p *plan) {
 		default:
 			rng, err := tx.ranges[f].Allocate(uint32(len(want)))
 			if err != nil {
+				tx.full["backends_"+f.String()] = struct{}{}
 				tx.fail(p, err, fmt.Sprintf("find room for %d backends in backends_%s", len(want), f))
 				return
 			}

@@ -175,6 +175,8 @@ type Result struct {
 	Problems map[string][]Problem
 	// Retry are the services that another attempt may help.
 	Retry []string
+	// Full are the maps that had no room.
+	Full []string
 	// StaleUDP tells that flows may exist to backends that answer no more.
 	StaleUDP bool
 }
@@ -189,6 +191,7 @@ func (p *Programmer) Apply(names []string, desire func(name string) ([]Port, []P
 		problems:   map[string][]Problem{},
 		retry:      map[string]struct{}{},
 		released:   map[tables.FrontendKey]struct{}{},
+		full:       map[string]struct{}{},
 	}
 	tx.run(names)
 	result := Result{Problems: tx.problems, StaleUDP: tx.staleUDP}
@@ -196,6 +199,9 @@ func (p *Programmer) Apply(names []string, desire func(name string) ([]Port, []P
 		result.Retry = append(result.Retry, name)
 	}
 	slices.Sort(result.Retry)
+	for name := range tx.full {
+		result.Full = append(result.Full, name)
+	}
 	return result
 }
 
@@ -269,6 +275,13 @@ func (p *Programmer) uses(key tables.FrontendKey, g *garbage) bool {
 		return s.value.ServiceID == g.idWas
 	}
 	return s.value.Count > 0 && key.Family == g.family && s.value.First-g.rng.First < g.rng.Capacity
+}
+
+// Grow makes use of room that the maps have gained.
+func (p *Programmer) Grow() {
+	for _, f := range tables.Families {
+		p.ranges[f].Grow(p.tables.BackendCapacity(f))
+	}
 }
 
 // Fill returns how many frontends the kernel holds and how many elements of

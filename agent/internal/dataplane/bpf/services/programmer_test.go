@@ -431,7 +431,7 @@ func TestFullFrontends(t *testing.T) {
 	for range 2 {
 		result := r.prog.Apply([]string{"b/over"}, r.random.desire)
 		problems := result.Problems["b/over"]
-		const want = "frontends_v4 is full (4096 of 4096 entries); raise --max-frontends; left out of this service: 2, the first NodePort 10.0.0.2:3000"
+		const want = "frontends_v4 is full (4096 of 4096 entries; see --grow-at and --limit-frontends); left out of this service: 2, the first NodePort 10.0.0.2:3000"
 		if len(problems) != 1 || problems[0].Reason != ReasonMapFull || problems[0].Field != "ports[3].node_port" ||
 			!strings.HasPrefix(problems[0].Message, want) || !slices.Equal(result.Retry, []string{"b/over"}) {
 			t.Fatalf("%+v", result)

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/ids"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
 	"github.com/millrace-project/millrace/bpf/layout"
 )
@@ -25,6 +26,7 @@ type transaction struct {
 	// deleted.
 	released map[tables.FrontendKey]struct{}
 	plans    []*plan
+	full     map[string]struct{} // maps that had no room
 	staleUDP bool
 }
 
@@ -215,6 +217,9 @@ func (tx *transaction) number() {
 	failed := tx.ids.Ensure(keys)
 	for _, p := range tx.plans {
 		if err, ok := failed[p.idKey]; ok {
+			if errors.Is(err, ids.ErrFull) {
+				tx.full["ids"] = struct{}{}
+			}
 			tx.fail(p, err, "give the port a number")
 			continue
 		}
@@ -378,12 +383,13 @@ func (tx *transaction) leaveOut(full map[string]*leftOut, p *plan, e tables.Fron
 
 // tellFull gives every service that was left out of the map one problem.
 func (tx *transaction) tellFull(f tables.Family, full map[string]*leftOut) {
+	tx.full["frontends_"+f.String()] = struct{}{}
 	entries, _ := tx.Fill(f)
 	for name, out := range full {
 		tx.problems[name] = append(tx.problems[name], Problem{
 			Reason: ReasonMapFull,
 			Field:  out.field,
-			Message: fmt.Sprintf("frontends_%s is full (%d of %d entries); raise --max-frontends; left out of this service: %d, the first %s %s",
+			Message: fmt.Sprintf("frontends_%s is full (%d of %d entries; see --grow-at and --limit-frontends); left out of this service: %d, the first %s %s",
 				f, entries, tx.tables.FrontendCapacity(f), out.count,
 				KindOf(layout.FrontendFlags(out.first.Value.Flags)), out.first.Key),
 		})

@@ -11,10 +11,10 @@ import (
 	"github.com/millrace-project/millrace/bpf/layout"
 )
 
-// Kernel is the real maps.
+// Kernel is the real maps. A call looks the maps up, since they are replaced
+// when they grow.
 type Kernel struct {
 	*bpf.Dataplane
-	family [2]*bpf.FamilyMaps
 }
 
 var (
@@ -26,7 +26,15 @@ var (
 
 // NewKernel returns the tables over a dataplane's maps.
 func NewKernel(d *bpf.Dataplane) *Kernel {
-	return &Kernel{Dataplane: d, family: [2]*bpf.FamilyMaps{d.V4, d.V6}}
+	return &Kernel{Dataplane: d}
+}
+
+// of returns the maps of a family.
+func (k *Kernel) of(f Family) *bpf.FamilyMaps {
+	if f == V4 {
+		return k.Tables().Family(4)
+	}
+	return k.Tables().Family(6)
 }
 
 // all adapts a callback that wants everything.
@@ -98,32 +106,32 @@ func deleteFrontends[A layout.IP](m *ebpf.Map, keys []FrontendKey) error {
 // ReadFrontends implements Frontends.
 func (k *Kernel) ReadFrontends(f Family, each func(FrontendEntry)) error {
 	if f == V4 {
-		return readFrontends[layout.V4](k.family[f].Frontends, f, each)
+		return readFrontends[layout.V4](k.of(f).Frontends, f, each)
 	}
-	return readFrontends[layout.V6](k.family[f].Frontends, f, each)
+	return readFrontends[layout.V6](k.of(f).Frontends, f, each)
 }
 
 // FrontendCapacity implements Frontends.
-func (k *Kernel) FrontendCapacity(f Family) uint32 { return k.family[f].Frontends.MaxEntries() }
+func (k *Kernel) FrontendCapacity(f Family) uint32 { return k.of(f).Frontends.MaxEntries() }
 
 // PutFrontends implements Frontends.
 func (k *Kernel) PutFrontends(f Family, entries []FrontendEntry) error {
 	if f == V4 {
-		return putFrontends[layout.V4](k.family[f].Frontends, entries)
+		return putFrontends[layout.V4](k.of(f).Frontends, entries)
 	}
-	return putFrontends[layout.V6](k.family[f].Frontends, entries)
+	return putFrontends[layout.V6](k.of(f).Frontends, entries)
 }
 
 // DeleteFrontends implements Frontends.
 func (k *Kernel) DeleteFrontends(f Family, keys []FrontendKey) error {
 	if f == V4 {
-		return deleteFrontends[layout.V4](k.family[f].Frontends, keys)
+		return deleteFrontends[layout.V4](k.of(f).Frontends, keys)
 	}
-	return deleteFrontends[layout.V6](k.family[f].Frontends, keys)
+	return deleteFrontends[layout.V6](k.of(f).Frontends, keys)
 }
 
 // BackendCapacity implements Backends.
-func (k *Kernel) BackendCapacity(f Family) uint32 { return k.family[f].Backends.MaxEntries() }
+func (k *Kernel) BackendCapacity(f Family) uint32 { return k.of(f).Backends.MaxEntries() }
 
 func readBackends[A layout.IP](m *ebpf.Map, first, n uint32) ([]Backend, error) {
 	backends := make([]Backend, n)
@@ -140,9 +148,9 @@ func readBackends[A layout.IP](m *ebpf.Map, first, n uint32) ([]Backend, error) 
 // ReadBackends implements Backends.
 func (k *Kernel) ReadBackends(f Family, first, n uint32) ([]Backend, error) {
 	if f == V4 {
-		return readBackends[layout.V4](k.family[f].Backends, first, n)
+		return readBackends[layout.V4](k.of(f).Backends, first, n)
 	}
-	return readBackends[layout.V6](k.family[f].Backends, first, n)
+	return readBackends[layout.V6](k.of(f).Backends, first, n)
 }
 
 func putBackends[A layout.IP](m *ebpf.Map, writes []BackendWrite) error {
@@ -166,14 +174,14 @@ func putBackends[A layout.IP](m *ebpf.Map, writes []BackendWrite) error {
 // PutBackends implements Backends.
 func (k *Kernel) PutBackends(f Family, writes []BackendWrite) error {
 	if f == V4 {
-		return putBackends[layout.V4](k.family[f].Backends, writes)
+		return putBackends[layout.V4](k.of(f).Backends, writes)
 	}
-	return putBackends[layout.V6](k.family[f].Backends, writes)
+	return putBackends[layout.V6](k.of(f).Backends, writes)
 }
 
 // ReadIDs implements IDs.
 func (k *Kernel) ReadIDs(each func(IDEntry)) error {
-	return bpf.Each(k.IDs, all(func(key layout.IDKey, id uint32) { each(IDEntry{Key: key.Digest, ID: id}) }))
+	return bpf.Each(k.Tables().IDs, all(func(key layout.IDKey, id uint32) { each(IDEntry{Key: key.Digest, ID: id}) }))
 }
 
 // PutIDs implements IDs.
@@ -183,7 +191,7 @@ func (k *Kernel) PutIDs(entries []IDEntry) error {
 	for i, e := range entries {
 		keys[i], values[i] = layout.IDKey{Digest: e.Key}, e.ID
 	}
-	return bpf.UpdateBatch(k.IDs, keys, values)
+	return bpf.UpdateBatch(k.Tables().IDs, keys, values)
 }
 
 // DeleteIDs implements IDs.
@@ -192,7 +200,7 @@ func (k *Kernel) DeleteIDs(keys []IDKey) error {
 	for i, key := range keys {
 		rawKeys[i] = layout.IDKey{Digest: key}
 	}
-	return bpf.DeleteBatch(k.IDs, rawKeys)
+	return bpf.DeleteBatch(k.Tables().IDs, rawKeys)
 }
 
 func rawRouteKey[A layout.IP](k RouteKey) layout.RouteKey[A] {
@@ -229,23 +237,23 @@ func deleteRoutes[A layout.IP](m *ebpf.Map, keys []RouteKey) error {
 // ReadRoutes implements Routes.
 func (k *Kernel) ReadRoutes(f Family, each func(RouteEntry)) error {
 	if f == V4 {
-		return readRoutes[layout.V4](k.family[f].Routes, f, each)
+		return readRoutes[layout.V4](k.of(f).Routes, f, each)
 	}
-	return readRoutes[layout.V6](k.family[f].Routes, f, each)
+	return readRoutes[layout.V6](k.of(f).Routes, f, each)
 }
 
 // PutRoutes implements Routes.
 func (k *Kernel) PutRoutes(f Family, entries []RouteEntry) error {
 	if f == V4 {
-		return putRoutes[layout.V4](k.family[f].Routes, entries)
+		return putRoutes[layout.V4](k.of(f).Routes, entries)
 	}
-	return putRoutes[layout.V6](k.family[f].Routes, entries)
+	return putRoutes[layout.V6](k.of(f).Routes, entries)
 }
 
 // DeleteRoutes implements Routes.
 func (k *Kernel) DeleteRoutes(f Family, keys []RouteKey) error {
 	if f == V4 {
-		return deleteRoutes[layout.V4](k.family[f].Routes, keys)
+		return deleteRoutes[layout.V4](k.of(f).Routes, keys)
 	}
-	return deleteRoutes[layout.V6](k.family[f].Routes, keys)
+	return deleteRoutes[layout.V6](k.of(f).Routes, keys)
 }
