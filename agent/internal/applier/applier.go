@@ -21,9 +21,11 @@ import (
 
 // Log is where batches go first.
 type Log interface {
+	// Append logs a batch and lets it take effect in the store, or fails and does
+	// neither.
 	Append(*held.Batch) error
-	MaybeCompact(*held.Store) (bool, error)
-	Sync() error
+	// Fault tells what is wrong with where the log is kept, empty if nothing is.
+	Fault() string
 }
 
 // Commit describes the batch that it ends.
@@ -49,7 +51,6 @@ const (
 	maxErrors  = 100
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
-	syncEvery  = time.Second
 	// largeBatch is when a batch leaves enough garbage to give it back at once.
 	largeBatch = 2048
 )
@@ -94,7 +95,7 @@ type Applier struct {
 	last     dataplane.Result
 	retryAt  time.Time
 	backoff  time.Duration
-	logFault string
+	unlogged string // why the pending batch could not be logged
 }
 
 // New returns an applier.
@@ -235,8 +236,6 @@ func (a *Applier) Status() Status {
 // Run applies until ctx ends.
 func (a *Applier) Run(ctx context.Context) {
 	a.armRetry()
-	flusher := time.NewTicker(syncEvery)
-	defer flusher.Stop()
 	for {
 		var retry <-chan time.Time
 		if !a.retryAt.IsZero() {
@@ -257,17 +256,13 @@ func (a *Applier) Run(ctx context.Context) {
 			a.tell()
 			a.armRetry()
 			a.apply(ctx) // a batch may wait for the log
-		case <-flusher.C:
-			if err := a.journal.Sync(); err != nil {
-				a.logTrouble(err)
-			}
 		}
 	}
 }
 
 // armRetry decides when to try again what failed.
 func (a *Applier) armRetry() {
-	if !a.last.Retry && a.logFault == "" {
+	if !a.last.Retry && a.unlogged == "" {
 		a.backoff, a.retryAt = 0, time.Time{}
 		return
 	}
@@ -278,17 +273,18 @@ func (a *Applier) armRetry() {
 	a.retryAt = time.Now().Add(a.backoff)
 }
 
-// logTrouble notes a failure of the log that holds up nothing.
-func (a *Applier) logTrouble(err error) {
+// LogFailed notes a failure of the log.
+func (a *Applier) LogFailed(err error) {
 	a.metrics.LogErrors.Inc()
 	a.log.Error("state log", zap.Error(err))
 }
 
-// logFailed notes that a batch could not be logged, and so not be programmed.
-func (a *Applier) logFailed(err error) {
-	a.logTrouble(err)
-	a.logFault = "the state log cannot be written, so nothing new is programmed: " + err.Error()
-	a.note()
+// LogChanged tells of a change of the log's fault.
+func (a *Applier) LogChanged(ctx context.Context) error {
+	return a.call(ctx, func(context.Context) {
+		a.note()
+		a.tell()
+	})
 }
 
 // apply takes up everything pending.
@@ -303,13 +299,14 @@ func (a *Applier) apply(ctx context.Context) {
 	started := time.Now()
 	if err := a.journal.Append(batch); err != nil {
 		a.putBack(batch, commits)
-		a.logFailed(err)
+		a.LogFailed(err)
+		a.unlogged = "the state log cannot be written, so nothing new is programmed: " + err.Error()
+		a.note()
 		a.tell()
 		a.armRetry()
 		return
 	}
-	a.logFault = ""
-	a.store.Apply(batch)
+	a.unlogged = ""
 	change := dataplane.Change{Names: batch.Names()}
 	for _, c := range commits {
 		change.InSync = change.InSync || c.InSync
@@ -342,9 +339,6 @@ func (a *Applier) apply(ctx context.Context) {
 		// What was needed to apply this many is garbage, and more than what stays.
 		batch = nil
 		debug.FreeOSMemory()
-	}
-	if _, err := a.journal.MaybeCompact(a.store); err != nil {
-		a.logTrouble(err) // the log as it is goes on
 	}
 }
 

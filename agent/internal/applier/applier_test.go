@@ -56,7 +56,8 @@ type journal struct {
 	fault   error
 	batches []*held.Batch
 	tried   chan struct{}
-	compact error // what compaction fails with
+	place   string // what is wrong with it
+	store   *held.Store
 }
 
 func (j *journal) Append(b *held.Batch) error {
@@ -70,11 +71,15 @@ func (j *journal) Append(b *held.Batch) error {
 		return j.fault
 	}
 	j.batches = append(j.batches, b)
+	j.store.Apply(b)
 	return nil
 }
 
-func (j *journal) MaybeCompact(*held.Store) (bool, error) { return false, j.compact }
-func (j *journal) Sync() error                            { return nil }
+func (j *journal) Fault() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.place
+}
 
 // stream collects acknowledgements.
 type stream struct {
@@ -89,6 +94,7 @@ func (s *stream) Mismatch()                      { s.mismatch <- struct{}{} }
 func start(t *testing.T, p *plane, j *journal) (*Applier, *stream, *held.Store) {
 	t.Helper()
 	store := held.New()
+	j.store = store
 	a := New(store, j, p, metrics.New("test"), zap.NewNop())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -221,13 +227,20 @@ func TestDigest(t *testing.T) {
 	}
 }
 
-// TestCompactionFails lets compaction fail: everything is programmed, so nothing
-// says that it is not.
-func TestCompactionFails(t *testing.T) {
-	a, s, _ := start(t, &plane{}, &journal{compact: errors.New("disk full")})
+// TestLogElsewhere has a log that works but is not where it should be: everything
+// is programmed, and the status and the calculator are told.
+func TestLogElsewhere(t *testing.T) {
+	j := &journal{place: "it is in memory"}
+	a, s, _ := start(t, &plane{}, j)
 	a.Submit(batchOf("a"), Commit{Revision: 1})
 	receive(t, s.acks)
-	if err := a.call(context.Background(), func(context.Context) {}); err != nil {
+	if problems := a.Status().Problems; !slices.Equal(problems, []string{"it is in memory"}) {
+		t.Fatalf("problems %q", problems)
+	}
+	j.mu.Lock()
+	j.place = ""
+	j.mu.Unlock()
+	if err := a.LogChanged(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if problems := a.Status().Problems; len(problems) != 0 {

@@ -3,6 +3,7 @@
 package applier
 
 import (
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -61,9 +62,11 @@ func (a *Applier) note() {
 	}
 	a.status.Errors = all[:min(len(all), maxErrors)]
 	a.status.ErrorCount = len(all)
-	a.status.Problems = a.last.Report.GetProblems()
-	if a.logFault != "" {
-		a.status.Problems = append([]string{a.logFault}, a.status.Problems...)
+	a.status.Problems = slices.Clone(a.last.Report.GetProblems())
+	for _, problem := range []string{a.journal.Fault(), a.unlogged} {
+		if problem != "" {
+			a.status.Problems = append(a.status.Problems, problem)
+		}
 	}
 }
 

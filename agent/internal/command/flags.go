@@ -4,6 +4,7 @@
 package command
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"math"
 	"net"
@@ -29,6 +30,7 @@ type options struct {
 	bpfFS         string
 	cgroupRoot    string
 	stateDir      string
+	fallbackDir   string
 	sysctlDir     string
 	listenUnix    string
 	listen        string
@@ -57,6 +59,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	host, _ := os.Hostname()
 	flags.StringVar(&o.node, "node-name", host, "name of this node in the cluster")
 	flags.StringSliceVar(&o.calculators, "calculator", []string{"127.0.0.1:7700"}, "address of a calculator, HOST:PORT or unix:/path; repeat, or separate by commas, for more")
+	flags.StringVar(&o.fallbackDir, "state-fallback-dir", "/run/millrace", "directory in memory for the log while --state-dir cannot be written; a reboot must empty it; empty for none")
 	flags.StringVar(&o.cgroupRoot, "cgroup-root", "/sys/fs/cgroup", "directory of the cgroup v2 hierarchy below which this node's processes are")
 	flags.StringVar(&o.listenUnix, "socket", "/run/millrace/agent.sock", "path of the unix socket to serve on, in plaintext; empty for none")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:7701", "HOST:PORT to serve gRPC on; empty for none")
@@ -147,6 +150,9 @@ func (o *options) check() (*settings, error) {
 			return nil, fmt.Errorf("%s: %q must be an absolute path", flag, path)
 		}
 	}
+	if o.fallbackDir != "" && !filepath.IsAbs(o.fallbackDir) {
+		return nil, fmt.Errorf("--state-fallback-dir: %q must be an absolute path or empty", o.fallbackDir)
+	}
 	if o.listenUnix != "" && !filepath.IsAbs(o.listenUnix) {
 		return nil, fmt.Errorf("--socket: %q must be an absolute path or empty", o.listenUnix)
 	}
@@ -187,6 +193,17 @@ func (o *options) check() (*settings, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// fallbackLog is the file for the log while the state directory cannot be
+// written. Its name tells whose it is: several agents may share the directory,
+// and none may take another's log for its own.
+func (o *options) fallbackLog() string {
+	if o.fallbackDir == "" {
+		return ""
+	}
+	name := sha256.Sum256([]byte(filepath.Clean(o.stateDir)))
+	return filepath.Join(o.fallbackDir, fmt.Sprintf("state-%x.log", name[:6]))
 }
 
 // mapOptions returns how to open the dataplane.

@@ -116,14 +116,17 @@ func (a *agent) openLog() error {
 	if err != nil {
 		return err
 	}
-	journal, recovery, err := statelog.Open(a.stateDir, boot, a.store)
+	journal, recovery, err := statelog.Open(statelog.Options{Dir: a.stateDir, Fallback: a.fallbackLog(), Boot: boot}, a.store)
 	if err != nil {
 		return err
 	}
 	a.journal = journal
+	if fault := journal.Fault(); fault != "" {
+		a.log.Error("state log", zap.String("fault", fault))
+	}
 	if recovery.Damage != "" {
 		a.log.Warn("the state log was damaged; what came after the damage was cut off, and calculators send it again",
-			zap.String("damage", recovery.Damage), zap.Int64("bytes", recovery.TruncatedBytes))
+			zap.String("damage", recovery.Damage), zap.Int64("bytes", recovery.TruncatedBytes), zap.Bool("discarded", recovery.Discarded))
 		a.problem("the state log was damaged at start (%s); %d bytes were cut off", recovery.Damage, recovery.TruncatedBytes)
 	}
 	a.log.Info("state log read", zap.Int("records", recovery.Records), zap.Bool("same_boot", recovery.SameBoot),
@@ -271,6 +274,9 @@ func (a *agent) work(ctx context.Context, events interfaces.Events) {
 	defer wait.Wait()
 	wait.Go(func() { a.applier.Run(ctx) })
 	wait.Go(func() { a.client.Run(ctx) })
+	wait.Go(func() {
+		a.journal.Maintain(ctx, func() { a.applier.LogChanged(ctx) }, a.applier.LogFailed) //nolint:errcheck // ctx has ended
+	})
 	wait.Go(func() { a.sweeper.Run(ctx) })
 	wait.Go(func() { a.plane.EndStaleUDP(ctx, func(n int) { a.metrics.StaleUDP.Add(float64(n)) }) })
 	wait.Go(func() { a.plane.Grow(ctx, a.applier.Refresh, a.grown) })
@@ -350,6 +356,7 @@ func (a *agent) serveMetrics(failed context.CancelCauseFunc) (stop func(), err e
 		Held:     func() map[string]uint64 { return api.HeldCounts(a.store) },
 		Problems: func() []*dataplanev1.ResourceError { return a.applier.Status().Errors },
 		LogBytes: a.journal.Size,
+		LogAway:  a.journal.Away,
 	})
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(a.metrics.Registry, promhttp.HandlerOpts{

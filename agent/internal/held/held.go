@@ -234,6 +234,29 @@ func (s *Store) Keys(t dataplanev1.ResourceType) []string {
 	return keys
 }
 
+// Named is a resource with its name.
+type Named struct {
+	Name  Name
+	Entry Entry
+}
+
+// All returns everything that is held, in no order.
+func (s *Store) All() []Named {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n := 0
+	for _, byKey := range s.types {
+		n += len(byKey)
+	}
+	all := make([]Named, 0, n)
+	for t, byKey := range s.types {
+		for key, entry := range byKey {
+			all = append(all, Named{Name{Type: t, Key: key}, entry})
+		}
+	}
+	return all
+}
+
 // Names returns everything that is held, sorted.
 func (s *Store) Names() []Name {
 	s.mu.RLock()

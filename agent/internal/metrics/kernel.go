@@ -29,6 +29,8 @@ type Sources struct {
 	Problems func() []*dataplanev1.ResourceError
 	// LogBytes is the length of the state log.
 	LogBytes func() int64
+	// LogAway tells that the state log is in memory for now.
+	LogAway func() bool
 }
 
 var (
@@ -46,7 +48,9 @@ var (
 	problemDesc  = prometheus.NewDesc(prefix+"problem",
 		"1 for each resource that could not be programmed and for the field to blame; at most 100.",
 		[]string{"type", "key", "field", "reason"}, nil)
-	logDesc = prometheus.NewDesc(prefix+"state_log_bytes", "Length of the state log.", nil, nil)
+	logDesc  = prometheus.NewDesc(prefix+"state_log_bytes", "Length of the state log.", nil, nil)
+	awayDesc = prometheus.NewDesc(prefix+"state_log_in_memory",
+		"1 while the state log is kept in memory because the state directory cannot be written.", nil, nil)
 )
 
 // maxProblems bounds the series of problems.
@@ -59,7 +63,7 @@ func (m *Metrics) RegisterSources(s Sources) { m.Registry.MustRegister(kernelCol
 
 // Describe implements prometheus.Collector.
 func (c kernelCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{packetsDesc, bytesDesc, entriesDesc, capacityDesc, heldDesc, problemDesc, logDesc} {
+	for _, d := range []*prometheus.Desc{packetsDesc, bytesDesc, entriesDesc, capacityDesc, heldDesc, problemDesc, logDesc, awayDesc} {
 		ch <- d
 	}
 }
@@ -109,4 +113,9 @@ func (c kernelCollector) Collect(ch chan<- prometheus.Metric) {
 		emit(problemDesc, prometheus.GaugeValue, 1, labels[:]...)
 	}
 	emit(logDesc, prometheus.GaugeValue, float64(c.s.LogBytes()))
+	away := 0.0
+	if c.s.LogAway() {
+		away = 1
+	}
+	emit(awayDesc, prometheus.GaugeValue, away)
 }

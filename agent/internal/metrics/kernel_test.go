@@ -28,6 +28,7 @@ func TestProblems(t *testing.T) {
 		Held:     func() map[string]uint64 { return nil },
 		Problems: func() []*dataplanev1.ResourceError { return problems },
 		LogBytes: func() int64 { return 0 },
+		LogAway:  func() bool { return false },
 	})
 	families, err := m.Registry.Gather()
 	if err != nil {

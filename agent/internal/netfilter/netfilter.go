@@ -5,6 +5,7 @@
 package netfilter
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -58,13 +59,21 @@ func (t Tracking) Allow() error {
 	return nil
 }
 
+// keep writes the value to its file, in whole or not at all: half of it would
+// be put back one day.
 func (t Tracking) keep(value string) error {
-	file, err := os.OpenFile(filepath.Join(t.StateDir, before), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	path := filepath.Join(t.StateDir, before)
+	draft := path + ".new"
+	file, err := os.OpenFile(draft, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("keep what %s was: %w", liberal, err)
 	}
 	_, err = file.WriteString(value)
-	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
+	if err = errors.Join(err, file.Sync(), file.Close()); err == nil {
+		err = os.Rename(draft, path)
+	}
+	if err != nil {
+		os.Remove(draft) //nolint:errcheck // the first error is told
 		return fmt.Errorf("keep what %s was: %w", liberal, err)
 	}
 	return nil
@@ -81,10 +90,18 @@ func (t Tracking) Restore() error {
 	if err != nil {
 		return fmt.Errorf("read what %s was: %w", liberal, err)
 	}
+	if len(bytes.TrimSpace(value)) == 0 {
+		// An agent that wrote it in place died before it had changed anything.
+		return forget(kept)
+	}
 	// Without connection tracking there is nothing to put back.
 	if err := os.WriteFile(t.path(), value, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("restore %s: %w", t.path(), err)
 	}
+	return forget(kept)
+}
+
+func forget(kept string) error {
 	if err := os.Remove(kept); err != nil {
 		return fmt.Errorf("forget what %s was: %w", liberal, err)
 	}

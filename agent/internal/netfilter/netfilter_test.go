@@ -75,3 +75,18 @@ func TestAllowTellsWhyNot(t *testing.T) {
 	}
 	expect(t, tr, "0")
 }
+
+// TestRestoreAfterTornKeep finds what an agent left that died while it wrote.
+func TestRestoreAfterTornKeep(t *testing.T) {
+	tr := tracking(t, "0\n")
+	if err := os.WriteFile(filepath.Join(tr.StateDir, before), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.Restore(); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, tr, "0")
+	if _, err := os.Stat(filepath.Join(tr.StateDir, before)); !os.IsNotExist(err) {
+		t.Errorf("what was left is still there: %v", err)
+	}
+}

@@ -24,13 +24,21 @@ const (
 	kindBatch = 2 // a batch
 )
 
-// magic opens every log and names the format.
-const magic = "MILLLOG1"
+// magic opens every log and names the format, one of the family.
+const (
+	magic  = family + "1"
+	family = "MILLLOG"
+)
 
 // castagnoli has hardware support on both architectures we run on.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-var errCorrupt = errors.New("corrupt record")
+var (
+	errCorrupt = errors.New("corrupt record")
+	// errTorn says that the log ends within a record, as after a crash while the
+	// last one was being written.
+	errTorn = fmt.Errorf("%w: cut off", errCorrupt)
+)
 
 // appendRecord frames what build appends to dst.
 func appendRecord(dst []byte, build func([]byte) []byte) []byte {
@@ -49,7 +57,7 @@ func readRecord(r io.Reader, buffer []byte) ([]byte, error) {
 	var header [headerSize]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil, fmt.Errorf("%w: header is cut off", errCorrupt)
+			return nil, fmt.Errorf("%w in its header", errTorn)
 		}
 		return nil, err
 	}
@@ -64,7 +72,7 @@ func readRecord(r io.Reader, buffer []byte) ([]byte, error) {
 		payload = append(payload, make([]byte, n)...)
 		if _, err := io.ReadFull(r, payload[len(payload)-n:]); err != nil {
 			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-				return nil, fmt.Errorf("%w: payload is cut off", errCorrupt)
+				return nil, fmt.Errorf("%w in its payload", errTorn)
 			}
 			return nil, err
 		}

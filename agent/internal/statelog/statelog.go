@@ -11,13 +11,20 @@
 // kernel's maps are gone as well, and an older log is merely an older cache,
 // which the calculator completes by its digests. What must not happen is a log
 // that reads as something it never was, and checksums see to that. So fsync
-// runs in the background (Sync, once a second while there is news) and before
-// a compacted log takes the old one's place. Waiting for the disk on every batch
+// runs in the background (once a second while there is news) and before a
+// rewritten log takes the old one's place. Waiting for the disk on every batch
 // would cost 1 to 20 ms of programming latency and gain nothing.
+//
+// A disk that fails. What has to survive the process need not survive the
+// machine, so memory serves as well: when the state directory cannot be written,
+// or fsync fails, the log goes on in the fallback, a file on a filesystem in
+// memory. It is a whole log, it is the newer one wherever it is found, and a
+// reboot erases it together with the kernel's maps. Once the directory can be
+// written, the log is rewritten there and the fallback removed. Only when
+// neither can be written is a batch refused.
 package statelog
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -25,48 +32,54 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"github.com/millrace-project/millrace/agent/internal/held"
 )
 
 const (
 	fileName = "state.log"
+	// suffixNew is that of a file that is being written in place of another.
+	suffixNew = ".new"
 	// minCompact is the size below which a log is not worth compacting.
 	minCompact = 1 << 20
 	// snapshotRecord is about how long the records of a compacted log are.
 	snapshotRecord = 256 << 10
 )
 
-// Recovery tells what opening a log found.
-type Recovery struct {
-	// Records is how many were replayed.
-	Records int
-	// PreviousBoot is the boot_id that wrote the log last, empty if the log is
-	// new.
-	PreviousBoot string
-	// SameBoot tells that the kernel still runs that wrote the log last: what
-	// is pinned may be of this log.
-	SameBoot bool
-	// TruncatedBytes were cut off because of what Damage says; 0 if none.
-	TruncatedBytes int64
-	// Damage tells why bytes were cut off.
-	Damage string
+// Options tell where a log is kept.
+type Options struct {
+	// Dir is the state directory.
+	Dir string
+	// Fallback is the file that the log goes on in while Dir cannot be written,
+	// in memory: it must not survive a reboot. Empty: none.
+	Fallback string
+	// Boot identifies the kernel's boot.
+	Boot string
 }
 
 // Log is an open log. It is safe for concurrent use.
 type Log struct {
-	mu    sync.Mutex
-	dir   string
-	boot  string
-	file  *os.File
-	lock  *os.File
-	size  int64
+	options Options
+	store   *held.Store
+	lock    *os.File // of the directory; nil where that cannot be had
+	due     chan struct{}
+
+	mu   sync.Mutex
+	file *os.File // what is appended to; nil if nothing can be
+	size int64
+	// away tells that file is the fallback.
+	away  bool
 	dirty bool
+	// fault is why the log is not, or not safely, in the directory.
+	fault error
 	// broken is set while a failed append could not be undone: appending after
 	// it would put good records behind a bad one, where no replay finds them.
 	broken error
+
+	// Of Maintain alone.
+	nextTry time.Time
+	backoff time.Duration
 }
 
 // ErrLocked says that another process has the log open.
@@ -81,130 +94,7 @@ func BootID() (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// Open opens the log in dir, makes both if there are none, and replays it into
-// store. A damaged log is cut off before the first bad record, and Recovery
-// says so.
-func Open(dir, boot string, store *held.Store) (*Log, Recovery, error) {
-	var recovery Recovery
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, recovery, fmt.Errorf("make state directory: %w", err)
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, recovery, fmt.Errorf("open lock of state directory: %w", err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close() //nolint:errcheck // nothing was written
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, recovery, fmt.Errorf("%s: %w", dir, ErrLocked)
-		}
-		return nil, recovery, fmt.Errorf("lock state directory %s: %w", dir, err)
-	}
-	l := &Log{dir: dir, boot: boot, lock: lock}
-	if err := l.recover(store, &recovery); err != nil {
-		l.close() //nolint:errcheck // the first error is told
-		return nil, recovery, err
-	}
-	return l, recovery, nil
-}
-
-func (l *Log) path() string { return filepath.Join(l.dir, fileName) }
-
-func (l *Log) recover(store *held.Store, recovery *Recovery) error {
-	// A compaction that did not come to its rename left this behind.
-	if err := os.Remove(l.path() + ".new"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove unfinished compaction: %w", err)
-	}
-	file, err := os.OpenFile(l.path(), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return fmt.Errorf("open state log: %w", err)
-	}
-	l.file = file
-	info, err := file.Stat()
-	if err != nil {
-		return fmt.Errorf("stat state log: %w", err)
-	}
-	good, err := replay(file, store, recovery)
-	if err != nil {
-		return fmt.Errorf("read state log: %w", err)
-	}
-	if recovery.Damage != "" {
-		recovery.TruncatedBytes = info.Size() - good
-		if err := file.Truncate(good); err != nil {
-			return fmt.Errorf("cut off damaged end of state log: %w", err)
-		}
-	}
-	if _, err := file.Seek(good, io.SeekStart); err != nil {
-		return fmt.Errorf("seek in state log: %w", err)
-	}
-	l.size = good
-	if good == 0 {
-		if err := l.write([]byte(magic)); err != nil {
-			return err
-		}
-	}
-	recovery.SameBoot = recovery.PreviousBoot == l.boot
-	if recovery.SameBoot {
-		return nil
-	}
-	return l.write(appendRecord(nil, func(dst []byte) []byte { return appendBoot(dst, l.boot) }))
-}
-
-// replay applies every good record and returns where the first bad one starts.
-func replay(file io.Reader, store *held.Store, recovery *Recovery) (int64, error) {
-	r := bufio.NewReaderSize(file, 256<<10)
-	head := make([]byte, len(magic))
-	switch n, err := io.ReadFull(r, head); {
-	case errors.Is(err, io.EOF):
-		return 0, nil
-	case errors.Is(err, io.ErrUnexpectedEOF) || err == nil && string(head) != magic:
-		recovery.Damage = fmt.Sprintf("no log of this format (starts with %q)", head[:n])
-		return 0, nil
-	case err != nil:
-		return 0, err
-	}
-	good := int64(len(magic))
-	var buffer []byte
-	for {
-		payload, err := readRecord(r, buffer)
-		if err == nil {
-			err = replayRecord(payload, store, recovery)
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			return good, nil
-		case errors.Is(err, errCorrupt):
-			recovery.Damage = fmt.Sprintf("offset %d: %v", good, err)
-			return good, nil
-		case err != nil:
-			return good, err
-		}
-		good += int64(headerSize + len(payload))
-		buffer = payload
-		recovery.Records++
-	}
-}
-
-func replayRecord(payload []byte, store *held.Store, recovery *Recovery) error {
-	switch payload[0] {
-	case kindBoot:
-		d := &decoder{data: payload[1:]}
-		boot := string(d.bytes())
-		if d.failed {
-			return fmt.Errorf("%w: boot does not parse", errCorrupt)
-		}
-		recovery.PreviousBoot = boot
-	case kindBatch:
-		batch, err := decodeBatch(payload[1:])
-		if err != nil {
-			return err
-		}
-		store.Apply(batch)
-	default:
-		return fmt.Errorf("%w: kind %d", errCorrupt, payload[0])
-	}
-	return nil
-}
+func (l *Log) path() string { return filepath.Join(l.options.Dir, fileName) }
 
 // write appends b in one call and undoes it if it fails half way.
 func (l *Log) write(b []byte) error {
@@ -239,29 +129,96 @@ func (l *Log) undo() error {
 	return err
 }
 
-// Append writes a batch. When it returns without an error the batch survives
-// the process.
+// Append writes a batch and lets it take effect in the store. When it returns
+// without an error the batch survives the process.
 func (l *Log) Append(batch *held.Batch) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.write(appendRecord(nil, func(dst []byte) []byte { return appendBatch(dst, batch) }))
-}
-
-// Sync waits until everything appended is on the disk.
-func (l *Log) Sync() error {
-	l.mu.Lock()
-	file, dirty := l.file, l.dirty
-	l.dirty = false
-	l.mu.Unlock()
-	if !dirty {
-		return nil
+	if err := l.append(appendRecord(nil, func(dst []byte) []byte { return appendBatch(dst, batch) })); err != nil {
+		return err
 	}
-	// Without the lock: an append must not wait for the disk. A compaction that
-	// closes the file meanwhile has synced all of it.
-	if err := unix.Fdatasync(int(file.Fd())); err != nil && !errors.Is(err, unix.EBADF) {
-		return fmt.Errorf("sync state log: %w", err)
+	// With the lock: a snapshot of the store holds exactly what is in the log up
+	// to some length.
+	l.store.Apply(batch)
+	if l.superseded() {
+		select {
+		case l.due <- struct{}{}:
+		default:
+		}
 	}
 	return nil
+}
+
+// append writes a record to the log, wherever it can be written.
+func (l *Log) append(record []byte) error {
+	err := l.fault
+	if l.file != nil {
+		if err = l.write(record); err == nil {
+			return nil
+		}
+	}
+	if l.away {
+		return errors.Join(l.fault, err)
+	}
+	l.fault = err
+	if failed := l.leave(); failed != nil {
+		return errors.Join(err, failed)
+	}
+	return l.write(record)
+}
+
+// leave goes on in the fallback, which begins with everything that is held.
+func (l *Log) leave() error {
+	path := l.options.Fallback
+	if path == "" {
+		return errors.New("there is no place in memory to go on in")
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make directory in memory: %w", err)
+	}
+	next, size, err := writeSnapshot(path+suffixNew, l.options.Boot, l.store.Meta(), l.store.All())
+	if err == nil {
+		err = replace(path+suffixNew, path)
+	}
+	if err != nil {
+		if next != nil {
+			next.Close() //nolint:errcheck // the first error is told
+		}
+		return fmt.Errorf("go on in memory: %w", err)
+	}
+	l.become(next, size, true)
+	return nil
+}
+
+// become makes a file the one that is appended to.
+func (l *Log) become(file *os.File, size int64, away bool) {
+	if l.file != nil {
+		l.file.Close() //nolint:errcheck // superseded
+	}
+	l.file, l.size, l.away, l.dirty, l.broken = file, size, away, false, nil
+}
+
+// Fault tells what is wrong with the place of the log, empty if nothing is.
+func (l *Log) Fault() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.fault == nil:
+		return ""
+	case l.away:
+		return fmt.Sprintf("the state log cannot be kept in %s (%v); it goes on in %s, which a reboot erases",
+			l.options.Dir, l.fault, l.options.Fallback)
+	case l.file != nil:
+		return fmt.Sprintf("the state log in %s may not be on the disk (%v)", l.options.Dir, l.fault)
+	}
+	return fmt.Sprintf("the state log can be kept nowhere (%v)", l.fault)
+}
+
+// Away tells that the log is in memory for now.
+func (l *Log) Away() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.away
 }
 
 // Size returns the length of the log in bytes.
@@ -271,89 +228,9 @@ func (l *Log) Size() int64 {
 	return l.size
 }
 
-// MaybeCompact rewrites the log if more than half of it is superseded.
-func (l *Log) MaybeCompact(store *held.Store) (bool, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.size < minCompact || l.size < 2*store.Bytes() {
-		return false, nil
-	}
-	return true, l.compact(store)
-}
-
-// Compact rewrites the log to hold nothing but what store holds.
-func (l *Log) Compact(store *held.Store) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.compact(store)
-}
-
-func (l *Log) compact(store *held.Store) error {
-	next, err := os.OpenFile(l.path()+".new", os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
-	if err != nil {
-		return fmt.Errorf("compact state log: %w", err)
-	}
-	size, err := writeSnapshot(next, l.boot, store)
-	if err == nil {
-		err = next.Sync()
-	}
-	if err == nil {
-		err = os.Rename(l.path()+".new", l.path())
-	}
-	if err != nil {
-		next.Close() //nolint:errcheck // the first error is told
-		return fmt.Errorf("compact state log: %w", err)
-	}
-	l.file.Close() //nolint:errcheck // superseded, its name is gone
-	l.file, l.size, l.dirty, l.broken = next, size, false, nil
-	return syncDirectory(l.dir)
-}
-
-func writeSnapshot(file *os.File, boot string, store *held.Store) (int64, error) {
-	buffer := appendRecord([]byte(magic), func(dst []byte) []byte { return appendBoot(dst, boot) })
-	batch := held.NewBatch()
-	batch.Meta = store.Meta()
-	var size int64
-	flush := func() error {
-		buffer = appendRecord(buffer, func(dst []byte) []byte { return appendBatch(dst, batch) })
-		n, err := file.Write(buffer)
-		size += int64(n)
-		buffer = buffer[:0]
-		clear(batch.Upserts)
-		return err
-	}
-	length := 0
-	for _, name := range store.Names() {
-		entry, ok := store.Entry(name)
-		if !ok {
-			continue
-		}
-		batch.Upsert(name, entry)
-		if length += len(entry.Data); length >= snapshotRecord {
-			if err := flush(); err != nil {
-				return size, err
-			}
-			length = 0
-		}
-	}
-	return size, flush()
-}
-
-func syncDirectory(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open state directory: %w", err)
-	}
-	defer dir.Close() //nolint:errcheck // read only
-	if err := dir.Sync(); err != nil {
-		return fmt.Errorf("sync state directory: %w", err)
-	}
-	return nil
-}
-
 // Close syncs and closes the log.
 func (l *Log) Close() error {
-	err := l.Sync()
+	err := l.sync()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return errors.Join(err, l.close())
@@ -363,7 +240,10 @@ func (l *Log) close() error {
 	var errs []error
 	if l.file != nil {
 		errs = append(errs, l.file.Close())
+		l.file = nil
 	}
-	errs = append(errs, l.lock.Close())
+	if l.lock != nil {
+		errs = append(errs, l.lock.Close())
+	}
 	return errors.Join(errs...)
 }

@@ -62,11 +62,11 @@ type plane struct{ dataplane.Dataplane }
 func (plane) Apply(context.Context, dataplane.Change) dataplane.Result { return dataplane.Result{} }
 func (plane) Retry(context.Context) dataplane.Result                   { return dataplane.Result{} }
 
-type journal struct{}
+// journal keeps nothing but what is held.
+type journal struct{ store *held.Store }
 
-func (journal) Append(*held.Batch) error               { return nil }
-func (journal) MaybeCompact(*held.Store) (bool, error) { return false, nil }
-func (journal) Sync() error                            { return nil }
+func (j journal) Append(b *held.Batch) error { j.store.Apply(b); return nil }
+func (journal) Fault() string                { return "" }
 
 type agent struct {
 	*Client
@@ -78,7 +78,7 @@ func start(t *testing.T, paths ...string) *agent {
 	t.Helper()
 	store := held.New()
 	m := metrics.New("test")
-	a := applier.New(store, journal{}, plane{}, m, zap.NewNop())
+	a := applier.New(store, journal{store}, plane{}, m, zap.NewNop())
 	options := Options{Node: "n1", Version: "test", Backoff: Backoff{First: 5 * time.Millisecond, Last: 20 * time.Millisecond}}
 	for _, p := range paths {
 		options.Targets = append(options.Targets, Target{Address: p, Dial: "unix://" + p, Credentials: insecure.NewCredentials()})

@@ -24,7 +24,7 @@ type tally struct {
 // the agent must converge; and traffic that runs all the while must not notice.
 func TestExits(t *testing.T) {
 	r := random(t)
-	w := start(t)
+	w := start(t, settings{})
 	w.startTraffic(t, w.now["svc-1"])
 	sum := &tally{calls: map[string]int{}}
 	changes := 26

@@ -32,8 +32,18 @@ type world struct {
 	traffic  *traffic
 }
 
-// start builds the world with a stable service and the services of the model.
-func start(t *testing.T, args ...string) *world {
+// settings of a world that tests change.
+type settings struct {
+	// args are added to the agent's command line.
+	args []string
+	// under is put before the supervisor's command line.
+	under []string
+	// prepare runs before the agent is started first.
+	prepare func(*world)
+}
+
+// start builds the world with a stable service and some others.
+func start(t *testing.T, s settings) *world {
 	t.Helper()
 	if err := testbed.Supported(); err != nil {
 		t.Skip(err)
@@ -47,7 +57,7 @@ func start(t *testing.T, args ...string) *world {
 			t.Errorf("supervisor: %v", err)
 		}
 	})
-	cluster, err := testbed.Start(testbed.Options{Nodes: 2, PodsPerNode: 3})
+	cluster, err := testbed.Start(testbed.Options{Nodes: 2, PodsPerNode: 4})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,12 +70,12 @@ func start(t *testing.T, args ...string) *world {
 			t.Error(err)
 		}
 	})
-	w.up(t, args)
+	w.up(t, s)
 	return w
 }
 
 // up starts the programs and the echo servers.
-func (w *world) up(t *testing.T, args []string) {
+func (w *world) up(t *testing.T, set settings) {
 	t.Helper()
 	if err := w.stack.ApplyNodes(); err != nil {
 		t.Fatal(err)
@@ -76,7 +86,7 @@ func (w *world) up(t *testing.T, args []string) {
 	}
 	w.stack.Calculator = calculator
 	for _, node := range w.stack.Nodes {
-		for _, pod := range node.Pods[1:] { // the first one is the client
+		for _, pod := range node.Pods[2:] { // the first ones are clients
 			w.serve(t, &pod.Host)
 			w.backends = append(w.backends, pod.Endpoint())
 		}
@@ -85,7 +95,11 @@ func (w *world) up(t *testing.T, args []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.agent, err = w.stack.StartAgent(w.node, testbed.AgentOptions{Binaries: binaries, Args: args, Under: under}); err != nil {
+	if set.prepare != nil {
+		set.prepare(w)
+	}
+	w.agent, err = w.stack.StartAgent(w.node, testbed.AgentOptions{Binaries: binaries, Args: set.args, Under: append(set.under, under...)})
+	if err != nil {
 		t.Fatal(err)
 	}
 	base := model{}
@@ -150,9 +164,14 @@ var errDied = errors.New("killed by the supervisor")
 // the model says, and nothing differs from what the agent desires; or until the
 // agent was killed as planned.
 func (w *world) converge(limit time.Duration) error {
+	return w.wait(limit, w.inSync)
+}
+
+// wait waits until the kernel holds what the model says and more.
+func (w *world) wait(limit time.Duration, more func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	var died error
+	var died, last error
 	err := testbed.Eventually(ctx, func() error {
 		if err := w.agent.Process.Running(); err != nil {
 			if died = err; w.supervisor.Killed() != nil {
@@ -167,7 +186,10 @@ func (w *world) converge(limit time.Duration) error {
 		if err := k.is(w.now.frontends(w.node)); err != nil {
 			return err
 		}
-		return w.inSync(ctx)
+		if err := more(ctx); err == nil || ctx.Err() == nil {
+			last = err
+		} // else the question was broken off, the answer before tells more
+		return last
 	})
 	if died != nil {
 		return died
@@ -181,12 +203,17 @@ func (w *world) inSync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(status.GetErrors()) > 0 || len(status.GetProblems()) > 0 {
+		return fmt.Errorf("errors %v, problems %q", status.GetErrors(), status.GetProblems())
+	}
+	return w.same(ctx, status)
+}
+
+// same tells whether the agent is in sync and desires what the kernel has.
+func (w *world) same(ctx context.Context, status *agentv1.GetStatusResponse) error {
 	stream := status.GetCalculator()
 	if !stream.GetConnected() || !stream.GetInSync() || stream.GetProgrammedRevision() < stream.GetReceivedRevision() {
 		return fmt.Errorf("not in sync: %v", stream)
-	}
-	if len(status.GetErrors()) > 0 || len(status.GetProblems()) > 0 {
-		return fmt.Errorf("errors %v, problems %q", status.GetErrors(), status.GetProblems())
 	}
 	diff, err := w.agent.DiffDesired(ctx, &agentv1.DiffDesiredRequest{})
 	if err != nil {
@@ -269,10 +296,9 @@ func (w *world) ask(k *kernel, before, after model) error {
 
 // askOne dials a frontend from where it is to work.
 func (w *world) askOne(f frontend, was, will map[frontend]answer) error {
-	pod := &w.node.Pods[0].Host
 	hosts := []func() (*testbed.Prober, error){
-		func() (*testbed.Prober, error) { return w.stack.Probe(pod) },
-		func() (*testbed.Prober, error) { return w.stack.ProbeBypass(pod) },
+		func() (*testbed.Prober, error) { return w.stack.Probe(&w.node.Pods[0].Host) },
+		func() (*testbed.Prober, error) { return w.stack.ProbeBypass(&w.node.Pods[1].Host) },
 	}
 	if f.addr.Port() >= 30000 {
 		hosts = append(hosts, func() (*testbed.Prober, error) { return w.stack.Probe(w.stack.Client) })
