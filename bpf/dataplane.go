@@ -283,11 +283,11 @@ func (d *Dataplane) restorePins() error {
 		all[name] = m
 	}
 	for _, f := range []*FamilyMaps{d.V4, d.V6} {
-		for base, g := range map[string]*Generations{"embryonic": f.Embryonic, "established": f.Established} {
-			name := fmt.Sprintf("%s_v%d", base, f.Family)
-			all[name+"-current"] = g.Current
-			if g.Draining != nil {
-				all[name+"-draining"] = g.Draining
+		for _, g := range []*Generations{f.Embryonic, f.Established} {
+			current, draining := g.Maps()
+			all[g.name+pinCurrent] = current
+			if draining != nil {
+				all[g.name+pinDraining] = draining
 			}
 		}
 	}

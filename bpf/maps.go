@@ -26,35 +26,6 @@ type FamilyMaps struct {
 	Established *Generations // hash: the same
 }
 
-// Generations is a map that can be exchanged for another while programs use
-// it: they look in Current, then in Draining.
-type Generations struct {
-	Outer    *ebpf.Map // array of maps, by slot
-	Current  *ebpf.Map
-	Draining *ebpf.Map // nil but while the map is being replaced
-}
-
-// Slots of Generations.Outer.
-const (
-	slotCurrent  uint32 = 0
-	slotDraining uint32 = 1
-)
-
-// Maps lists the maps in the order in which programs look into them.
-func (g *Generations) Maps() []*ebpf.Map {
-	if g.Draining == nil {
-		return []*ebpf.Map{g.Current}
-	}
-	return []*ebpf.Map{g.Current, g.Draining}
-}
-
-// close closes the inner maps; the outer one is among the dataplane's.
-func (g *Generations) close() {
-	for _, m := range g.Maps() {
-		m.Close()
-	}
-}
-
 // Family returns the maps of family 4 or 6.
 func (d *Dataplane) Family(family int) *FamilyMaps {
 	if family == 6 {
@@ -122,11 +93,11 @@ func isObjectData(name string) bool { return name[0] == '.' }
 
 func (d *Dataplane) openFamily(family int, spec *ebpf.CollectionSpec) (*FamilyMaps, error) {
 	name := func(base string) string { return fmt.Sprintf("%s_v%d", base, family) }
-	embryonic, err := d.openGenerations(name("embryonic"), spec)
+	embryonic, err := d.openGenerations("embryonic", family, spec)
 	if err != nil {
 		return nil, err
 	}
-	established, err := d.openGenerations(name("established"), spec)
+	established, err := d.openGenerations("established", family, spec)
 	if err != nil {
 		embryonic.close()
 		return nil, err
@@ -139,66 +110,6 @@ func (d *Dataplane) openFamily(family int, spec *ebpf.CollectionSpec) (*FamilyMa
 		Embryonic:   embryonic,
 		Established: established,
 	}, nil
-}
-
-// openGenerations opens the inner maps of an array of maps. The pins of the
-// inner maps are the truth: the slots are written to match them, which a crash
-// between the two writes of a change may have left undone.
-func (d *Dataplane) openGenerations(name string, spec *ebpf.CollectionSpec) (*Generations, error) {
-	g := &Generations{Outer: d.maps[name]}
-	s := spec.Maps[name]
-	if g.Outer == nil || s.InnerMap == nil {
-		return nil, fmt.Errorf("objects have no array of maps %s", name)
-	}
-	var err error
-	if g.Current, err = d.openMap(name+"-current", s.InnerMap); err != nil {
-		return nil, err
-	}
-	draining := name + "-draining"
-	if _, err := os.Lstat(d.mapPin(draining)); err == nil {
-		if g.Draining, err = d.openMap(draining, s.InnerMap); err != nil {
-			g.close()
-			return nil, err
-		}
-	}
-	if err := g.writeSlots(); err != nil {
-		g.close()
-		return nil, fmt.Errorf("map %s: %w", name, err)
-	}
-	return g, nil
-}
-
-// writeSlots makes the slots name the inner maps. A slot that does already is
-// not written, since every write waits until no program uses the old map.
-func (g *Generations) writeSlots() error {
-	for slot, m := range map[uint32]*ebpf.Map{slotCurrent: g.Current, slotDraining: g.Draining} {
-		var have uint32
-		err := g.Outer.Lookup(slot, &have) // reads the inner map's id
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("read slot %d: %w", slot, err)
-		}
-		empty := err != nil
-		if m == nil {
-			if empty {
-				continue
-			}
-			if err := g.Outer.Delete(slot); err != nil {
-				return fmt.Errorf("empty slot %d: %w", slot, err)
-			}
-			continue
-		}
-		info, err := m.Info()
-		if err != nil {
-			return fmt.Errorf("inner map: %w", err)
-		}
-		if id, ok := info.ID(); ok && !empty && uint32(id) == have {
-			continue
-		}
-		if err := g.Outer.Put(slot, m); err != nil {
-			return fmt.Errorf("write slot %d: %w", slot, err)
-		}
-	}
-	return nil
 }
 
 func (d *Dataplane) mapPin(name string) string { return filepath.Join(d.opts.PinPath, "maps", name) }

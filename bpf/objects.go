@@ -36,6 +36,7 @@ var objects = []object{
 	{"tc_pod_egress", _TcPodEgressBytes},
 	{"tc_uplink_ingress", _TcUplinkIngressBytes},
 	{"tc_uplink_egress", _TcUplinkEgressBytes},
+	{"conntrack_move", _ConntrackMoveBytes},
 }
 
 // cgroupPrograms are the programs attached to a cgroup, with their hooks.

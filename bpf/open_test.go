@@ -64,7 +64,7 @@ func TestReopenKeepsEntries(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctKey, _, _ := layout.NewCtKey[layout.V4](netip.MustParseAddrPort("10.0.0.1:80"), netip.MustParseAddrPort("10.0.0.2:9"), 6)
-	if err := d.V4.Established.Current.Put(&ctKey, &layout.CtEntryV4{Nonce: 9}); err != nil {
+	if err := d.V4.Established.Current().Put(&ctKey, &layout.CtEntryV4{Nonce: 9}); err != nil {
 		t.Fatal(err)
 	}
 	id := func(d *Dataplane) uint32 {
@@ -87,7 +87,7 @@ func TestReopenKeepsEntries(t *testing.T) {
 		t.Errorf("frontend after reopening: %v, %v", got, err)
 	}
 	var e layout.CtEntryV4
-	if err := d.V4.Established.Current.Lookup(&ctKey, &e); err != nil || e.Nonce != 9 {
+	if err := d.V4.Established.Current().Lookup(&ctKey, &e); err != nil || e.Nonce != 9 {
 		t.Errorf("conntrack entry after reopening: %v, %v", e, err)
 	}
 	if id(d) != before {

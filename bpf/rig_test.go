@@ -175,7 +175,10 @@ func testSizes(o Options) Options {
 		o.MaxFrontends, o.MaxBackends = 4096, 8192
 	}
 	o.MaxRoutes, o.MaxIDs = 1024, 1024
-	o.MaxEmbryonic, o.MaxEstablished = 1024, 1024
+	o.MaxEmbryonic = 1024
+	if o.MaxEstablished == 0 {
+		o.MaxEstablished = 1024
+	}
 	return o
 }
 

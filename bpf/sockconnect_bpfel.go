@@ -78,6 +78,12 @@ type sockConnectCounterKey struct {
 	Pad     uint16
 }
 
+type sockConnectCtPressure struct {
+	_        structs.HostLayout
+	Until    uint64
+	Failures uint64
+}
+
 type sockConnectFragment struct {
 	_       structs.HostLayout
 	SrcPort uint16
@@ -229,6 +235,8 @@ const (
 	sockConnectMapConnectedV4   = "connected_v4"
 	sockConnectMapConnectedV6   = "connected_v6"
 	sockConnectMapCounters      = "counters"
+	sockConnectMapCtLimits      = "ct_limits"
+	sockConnectMapCtPressure    = "ct_pressure"
 	sockConnectMapEmbryonicV4   = "embryonic_v4"
 	sockConnectMapEmbryonicV6   = "embryonic_v6"
 	sockConnectMapEstablishedV4 = "established_v4"
@@ -306,6 +314,8 @@ type sockConnectMapSpecs struct {
 	ConnectedV4   *ebpf.MapSpec `ebpf:"connected_v4"`
 	ConnectedV6   *ebpf.MapSpec `ebpf:"connected_v6"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	CtLimits      *ebpf.MapSpec `ebpf:"ct_limits"`
+	CtPressure    *ebpf.MapSpec `ebpf:"ct_pressure"`
 	EmbryonicV4   *ebpf.MapSpec `ebpf:"embryonic_v4"`
 	EmbryonicV6   *ebpf.MapSpec `ebpf:"embryonic_v6"`
 	EstablishedV4 *ebpf.MapSpec `ebpf:"established_v4"`
@@ -357,6 +367,8 @@ type sockConnectMaps struct {
 	ConnectedV4   *ebpf.Map `ebpf:"connected_v4"`
 	ConnectedV6   *ebpf.Map `ebpf:"connected_v6"`
 	Counters      *ebpf.Map `ebpf:"counters"`
+	CtLimits      *ebpf.Map `ebpf:"ct_limits"`
+	CtPressure    *ebpf.Map `ebpf:"ct_pressure"`
 	EmbryonicV4   *ebpf.Map `ebpf:"embryonic_v4"`
 	EmbryonicV6   *ebpf.Map `ebpf:"embryonic_v6"`
 	EstablishedV4 *ebpf.Map `ebpf:"established_v4"`
@@ -382,6 +394,8 @@ func (m *sockConnectMaps) Close() error {
 		m.ConnectedV4,
 		m.ConnectedV6,
 		m.Counters,
+		m.CtLimits,
+		m.CtPressure,
 		m.EmbryonicV4,
 		m.EmbryonicV6,
 		m.EstablishedV4,

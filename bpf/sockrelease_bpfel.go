@@ -78,6 +78,12 @@ type sockReleaseCounterKey struct {
 	Pad     uint16
 }
 
+type sockReleaseCtPressure struct {
+	_        structs.HostLayout
+	Until    uint64
+	Failures uint64
+}
+
 type sockReleaseFragment struct {
 	_       structs.HostLayout
 	SrcPort uint16
@@ -229,6 +235,8 @@ const (
 	sockReleaseMapConnectedV4   = "connected_v4"
 	sockReleaseMapConnectedV6   = "connected_v6"
 	sockReleaseMapCounters      = "counters"
+	sockReleaseMapCtLimits      = "ct_limits"
+	sockReleaseMapCtPressure    = "ct_pressure"
 	sockReleaseMapEmbryonicV4   = "embryonic_v4"
 	sockReleaseMapEmbryonicV6   = "embryonic_v6"
 	sockReleaseMapEstablishedV4 = "established_v4"
@@ -303,6 +311,8 @@ type sockReleaseMapSpecs struct {
 	ConnectedV4   *ebpf.MapSpec `ebpf:"connected_v4"`
 	ConnectedV6   *ebpf.MapSpec `ebpf:"connected_v6"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	CtLimits      *ebpf.MapSpec `ebpf:"ct_limits"`
+	CtPressure    *ebpf.MapSpec `ebpf:"ct_pressure"`
 	EmbryonicV4   *ebpf.MapSpec `ebpf:"embryonic_v4"`
 	EmbryonicV6   *ebpf.MapSpec `ebpf:"embryonic_v6"`
 	EstablishedV4 *ebpf.MapSpec `ebpf:"established_v4"`
@@ -353,6 +363,8 @@ type sockReleaseMaps struct {
 	ConnectedV4   *ebpf.Map `ebpf:"connected_v4"`
 	ConnectedV6   *ebpf.Map `ebpf:"connected_v6"`
 	Counters      *ebpf.Map `ebpf:"counters"`
+	CtLimits      *ebpf.Map `ebpf:"ct_limits"`
+	CtPressure    *ebpf.Map `ebpf:"ct_pressure"`
 	EmbryonicV4   *ebpf.Map `ebpf:"embryonic_v4"`
 	EmbryonicV6   *ebpf.Map `ebpf:"embryonic_v6"`
 	EstablishedV4 *ebpf.Map `ebpf:"established_v4"`
@@ -378,6 +390,8 @@ func (m *sockReleaseMaps) Close() error {
 		m.ConnectedV4,
 		m.ConnectedV6,
 		m.Counters,
+		m.CtLimits,
+		m.CtPressure,
 		m.EmbryonicV4,
 		m.EmbryonicV6,
 		m.EstablishedV4,

@@ -78,6 +78,12 @@ type sockSendmsgCounterKey struct {
 	Pad     uint16
 }
 
+type sockSendmsgCtPressure struct {
+	_        structs.HostLayout
+	Until    uint64
+	Failures uint64
+}
+
 type sockSendmsgFragment struct {
 	_       structs.HostLayout
 	SrcPort uint16
@@ -229,6 +235,8 @@ const (
 	sockSendmsgMapConnectedV4   = "connected_v4"
 	sockSendmsgMapConnectedV6   = "connected_v6"
 	sockSendmsgMapCounters      = "counters"
+	sockSendmsgMapCtLimits      = "ct_limits"
+	sockSendmsgMapCtPressure    = "ct_pressure"
 	sockSendmsgMapEmbryonicV4   = "embryonic_v4"
 	sockSendmsgMapEmbryonicV6   = "embryonic_v6"
 	sockSendmsgMapEstablishedV4 = "established_v4"
@@ -305,6 +313,8 @@ type sockSendmsgMapSpecs struct {
 	ConnectedV4   *ebpf.MapSpec `ebpf:"connected_v4"`
 	ConnectedV6   *ebpf.MapSpec `ebpf:"connected_v6"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	CtLimits      *ebpf.MapSpec `ebpf:"ct_limits"`
+	CtPressure    *ebpf.MapSpec `ebpf:"ct_pressure"`
 	EmbryonicV4   *ebpf.MapSpec `ebpf:"embryonic_v4"`
 	EmbryonicV6   *ebpf.MapSpec `ebpf:"embryonic_v6"`
 	EstablishedV4 *ebpf.MapSpec `ebpf:"established_v4"`
@@ -355,6 +365,8 @@ type sockSendmsgMaps struct {
 	ConnectedV4   *ebpf.Map `ebpf:"connected_v4"`
 	ConnectedV6   *ebpf.Map `ebpf:"connected_v6"`
 	Counters      *ebpf.Map `ebpf:"counters"`
+	CtLimits      *ebpf.Map `ebpf:"ct_limits"`
+	CtPressure    *ebpf.Map `ebpf:"ct_pressure"`
 	EmbryonicV4   *ebpf.Map `ebpf:"embryonic_v4"`
 	EmbryonicV6   *ebpf.Map `ebpf:"embryonic_v6"`
 	EstablishedV4 *ebpf.Map `ebpf:"established_v4"`
@@ -380,6 +392,8 @@ func (m *sockSendmsgMaps) Close() error {
 		m.ConnectedV4,
 		m.ConnectedV6,
 		m.Counters,
+		m.CtLimits,
+		m.CtPressure,
 		m.EmbryonicV4,
 		m.EmbryonicV6,
 		m.EstablishedV4,

@@ -78,6 +78,12 @@ type tcPodEgressCounterKey struct {
 	Pad     uint16
 }
 
+type tcPodEgressCtPressure struct {
+	_        structs.HostLayout
+	Until    uint64
+	Failures uint64
+}
+
 type tcPodEgressCtScratchV4 struct {
 	_   structs.HostLayout
 	Key struct {
@@ -205,8 +211,8 @@ type tcPodEgressCtScratchV4 struct {
 		TcpFlags      [2]uint8
 		Pad           [3]uint8
 	}
-	Seq uint32
-	_   [4]byte
+	Seq   uint32
+	Fence uint32
 }
 
 type tcPodEgressCtScratchV6 struct {
@@ -336,8 +342,8 @@ type tcPodEgressCtScratchV6 struct {
 		TcpFlags      [2]uint8
 		Pad           [3]uint8
 	}
-	Seq uint32
-	_   [4]byte
+	Seq   uint32
+	Fence uint32
 }
 
 type tcPodEgressFragment struct {
@@ -491,6 +497,8 @@ const (
 	tcPodEgressMapConnectedV4   = "connected_v4"
 	tcPodEgressMapConnectedV6   = "connected_v6"
 	tcPodEgressMapCounters      = "counters"
+	tcPodEgressMapCtLimits      = "ct_limits"
+	tcPodEgressMapCtPressure    = "ct_pressure"
 	tcPodEgressMapCtScratchV4   = "ct_scratch_v4"
 	tcPodEgressMapCtScratchV6   = "ct_scratch_v6"
 	tcPodEgressMapEmbryonicV4   = "embryonic_v4"
@@ -568,6 +576,8 @@ type tcPodEgressMapSpecs struct {
 	ConnectedV4   *ebpf.MapSpec `ebpf:"connected_v4"`
 	ConnectedV6   *ebpf.MapSpec `ebpf:"connected_v6"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	CtLimits      *ebpf.MapSpec `ebpf:"ct_limits"`
+	CtPressure    *ebpf.MapSpec `ebpf:"ct_pressure"`
 	CtScratchV4   *ebpf.MapSpec `ebpf:"ct_scratch_v4"`
 	CtScratchV6   *ebpf.MapSpec `ebpf:"ct_scratch_v6"`
 	EmbryonicV4   *ebpf.MapSpec `ebpf:"embryonic_v4"`
@@ -621,6 +631,8 @@ type tcPodEgressMaps struct {
 	ConnectedV4   *ebpf.Map `ebpf:"connected_v4"`
 	ConnectedV6   *ebpf.Map `ebpf:"connected_v6"`
 	Counters      *ebpf.Map `ebpf:"counters"`
+	CtLimits      *ebpf.Map `ebpf:"ct_limits"`
+	CtPressure    *ebpf.Map `ebpf:"ct_pressure"`
 	CtScratchV4   *ebpf.Map `ebpf:"ct_scratch_v4"`
 	CtScratchV6   *ebpf.Map `ebpf:"ct_scratch_v6"`
 	EmbryonicV4   *ebpf.Map `ebpf:"embryonic_v4"`
@@ -650,6 +662,8 @@ func (m *tcPodEgressMaps) Close() error {
 		m.ConnectedV4,
 		m.ConnectedV6,
 		m.Counters,
+		m.CtLimits,
+		m.CtPressure,
 		m.CtScratchV4,
 		m.CtScratchV6,
 		m.EmbryonicV4,

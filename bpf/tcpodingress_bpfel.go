@@ -78,6 +78,12 @@ type tcPodIngressCounterKey struct {
 	Pad     uint16
 }
 
+type tcPodIngressCtPressure struct {
+	_        structs.HostLayout
+	Until    uint64
+	Failures uint64
+}
+
 type tcPodIngressCtScratchV4 struct {
 	_   structs.HostLayout
 	Key struct {
@@ -205,8 +211,8 @@ type tcPodIngressCtScratchV4 struct {
 		TcpFlags      [2]uint8
 		Pad           [3]uint8
 	}
-	Seq uint32
-	_   [4]byte
+	Seq   uint32
+	Fence uint32
 }
 
 type tcPodIngressCtScratchV6 struct {
@@ -336,8 +342,8 @@ type tcPodIngressCtScratchV6 struct {
 		TcpFlags      [2]uint8
 		Pad           [3]uint8
 	}
-	Seq uint32
-	_   [4]byte
+	Seq   uint32
+	Fence uint32
 }
 
 type tcPodIngressFragment struct {
@@ -491,6 +497,8 @@ const (
 	tcPodIngressMapConnectedV4   = "connected_v4"
 	tcPodIngressMapConnectedV6   = "connected_v6"
 	tcPodIngressMapCounters      = "counters"
+	tcPodIngressMapCtLimits      = "ct_limits"
+	tcPodIngressMapCtPressure    = "ct_pressure"
 	tcPodIngressMapCtScratchV4   = "ct_scratch_v4"
 	tcPodIngressMapCtScratchV6   = "ct_scratch_v6"
 	tcPodIngressMapEmbryonicV4   = "embryonic_v4"
@@ -568,6 +576,8 @@ type tcPodIngressMapSpecs struct {
 	ConnectedV4   *ebpf.MapSpec `ebpf:"connected_v4"`
 	ConnectedV6   *ebpf.MapSpec `ebpf:"connected_v6"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	CtLimits      *ebpf.MapSpec `ebpf:"ct_limits"`
+	CtPressure    *ebpf.MapSpec `ebpf:"ct_pressure"`
 	CtScratchV4   *ebpf.MapSpec `ebpf:"ct_scratch_v4"`
 	CtScratchV6   *ebpf.MapSpec `ebpf:"ct_scratch_v6"`
 	EmbryonicV4   *ebpf.MapSpec `ebpf:"embryonic_v4"`
@@ -621,6 +631,8 @@ type tcPodIngressMaps struct {
 	ConnectedV4   *ebpf.Map `ebpf:"connected_v4"`
 	ConnectedV6   *ebpf.Map `ebpf:"connected_v6"`
 	Counters      *ebpf.Map `ebpf:"counters"`
+	CtLimits      *ebpf.Map `ebpf:"ct_limits"`
+	CtPressure    *ebpf.Map `ebpf:"ct_pressure"`
 	CtScratchV4   *ebpf.Map `ebpf:"ct_scratch_v4"`
 	CtScratchV6   *ebpf.Map `ebpf:"ct_scratch_v6"`
 	EmbryonicV4   *ebpf.Map `ebpf:"embryonic_v4"`
@@ -650,6 +662,8 @@ func (m *tcPodIngressMaps) Close() error {
 		m.ConnectedV4,
 		m.ConnectedV6,
 		m.Counters,
+		m.CtLimits,
+		m.CtPressure,
 		m.CtScratchV4,
 		m.CtScratchV6,
 		m.EmbryonicV4,

@@ -78,6 +78,12 @@ type tcUplinkEgressCounterKey struct {
 	Pad     uint16
 }
 
+type tcUplinkEgressCtPressure struct {
+	_        structs.HostLayout
+	Until    uint64
+	Failures uint64
+}
+
 type tcUplinkEgressCtScratchV4 struct {
 	_   structs.HostLayout
 	Key struct {
@@ -205,8 +211,8 @@ type tcUplinkEgressCtScratchV4 struct {
 		TcpFlags      [2]uint8
 		Pad           [3]uint8
 	}
-	Seq uint32
-	_   [4]byte
+	Seq   uint32
+	Fence uint32
 }
 
 type tcUplinkEgressCtScratchV6 struct {
@@ -336,8 +342,8 @@ type tcUplinkEgressCtScratchV6 struct {
 		TcpFlags      [2]uint8
 		Pad           [3]uint8
 	}
-	Seq uint32
-	_   [4]byte
+	Seq   uint32
+	Fence uint32
 }
 
 type tcUplinkEgressFragment struct {
@@ -491,6 +497,8 @@ const (
 	tcUplinkEgressMapConnectedV4     = "connected_v4"
 	tcUplinkEgressMapConnectedV6     = "connected_v6"
 	tcUplinkEgressMapCounters        = "counters"
+	tcUplinkEgressMapCtLimits        = "ct_limits"
+	tcUplinkEgressMapCtPressure      = "ct_pressure"
 	tcUplinkEgressMapCtScratchV4     = "ct_scratch_v4"
 	tcUplinkEgressMapCtScratchV6     = "ct_scratch_v6"
 	tcUplinkEgressMapEmbryonicV4     = "embryonic_v4"
@@ -568,6 +576,8 @@ type tcUplinkEgressMapSpecs struct {
 	ConnectedV4   *ebpf.MapSpec `ebpf:"connected_v4"`
 	ConnectedV6   *ebpf.MapSpec `ebpf:"connected_v6"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	CtLimits      *ebpf.MapSpec `ebpf:"ct_limits"`
+	CtPressure    *ebpf.MapSpec `ebpf:"ct_pressure"`
 	CtScratchV4   *ebpf.MapSpec `ebpf:"ct_scratch_v4"`
 	CtScratchV6   *ebpf.MapSpec `ebpf:"ct_scratch_v6"`
 	EmbryonicV4   *ebpf.MapSpec `ebpf:"embryonic_v4"`
@@ -621,6 +631,8 @@ type tcUplinkEgressMaps struct {
 	ConnectedV4   *ebpf.Map `ebpf:"connected_v4"`
 	ConnectedV6   *ebpf.Map `ebpf:"connected_v6"`
 	Counters      *ebpf.Map `ebpf:"counters"`
+	CtLimits      *ebpf.Map `ebpf:"ct_limits"`
+	CtPressure    *ebpf.Map `ebpf:"ct_pressure"`
 	CtScratchV4   *ebpf.Map `ebpf:"ct_scratch_v4"`
 	CtScratchV6   *ebpf.Map `ebpf:"ct_scratch_v6"`
 	EmbryonicV4   *ebpf.Map `ebpf:"embryonic_v4"`
@@ -650,6 +662,8 @@ func (m *tcUplinkEgressMaps) Close() error {
 		m.ConnectedV4,
 		m.ConnectedV6,
 		m.Counters,
+		m.CtLimits,
+		m.CtPressure,
 		m.CtScratchV4,
 		m.CtScratchV6,
 		m.EmbryonicV4,

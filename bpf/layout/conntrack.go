@@ -145,3 +145,57 @@ type Fragment struct {
 
 // String is, for instance, "ports 4000 > 53".
 func (f Fragment) String() string { return fmt.Sprintf("ports %s > %s", f.SrcPort, f.DstPort) }
+
+// CtPressure is a value of ct_pressure: whether an established map had no room
+// of late. Its key is [CtTable].
+type CtPressure struct {
+	Until    uint64 // coarse monotonic ns until which the map counts as full
+	Failures uint64 // flows, or attempts of theirs, that found no room
+}
+
+// String is, for instance, "3 failures, full until 123456".
+func (p CtPressure) String() string {
+	return fmt.Sprintf("%d failures, full until %d", p.Failures, p.Until)
+}
+
+// CtTable is the key of a family's established map in ct_pressure and ct_limits.
+func CtTable(family int) uint32 {
+	if family == 6 {
+		return 1
+	}
+	return 0
+}
+
+// CtMoveRequest asks the program conntrack_move for entries to be moved between
+// the generations of a map. It stands at [CtMoveRequestOffset] of the packet
+// that the program is run with, and the keys behind it.
+type CtMoveRequest struct {
+	Family uint8
+	Table  CtMoveTable
+	Step   CtMoveStep
+	Keys   uint8 // at most CtMoveBatch
+}
+
+// Where a [CtMoveRequest] stands, and how many keys one has at most.
+const (
+	CtMoveRequestOffset = 16
+	CtMoveBatch         = 64
+)
+
+// CtMoveTable is one of a family's two conntrack maps.
+type CtMoveTable uint8
+
+// Conntrack maps of a family.
+const (
+	CtMoveEstablished CtMoveTable = 0
+	CtMoveEmbryonic   CtMoveTable = 1
+)
+
+// CtMoveStep is a step of a move.
+type CtMoveStep uint8
+
+// Steps of a move.
+const (
+	CtMoveCopy   CtMoveStep = 0 // copy what the keys name
+	CtMoveSettle CtMoveStep = 1 // merge what was written since, and remove the old
+)

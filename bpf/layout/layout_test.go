@@ -23,7 +23,8 @@ var goTypes = map[string]any{
 	"sock_state_v4": SockStateV4{}, "sock_state_v6": SockStateV6{},
 	"connected_v4": ConnectedV4{}, "connected_v6": ConnectedV6{},
 	"frontend": Frontend{}, "route": Route{}, "fragment": Fragment{}, "config": Config{},
-	"id_key": IDKey{}, "counter_key": CounterKey{}, "counter": Counter{},
+	"id_key": IDKey{}, "counter_key": CounterKey{}, "counter": Counter{}, "ct_pressure": CtPressure{},
+	"ct_move_request": CtMoveRequest{},
 }
 
 // goNumbers are the Go sides of the C enums' values.
@@ -40,6 +41,8 @@ var goNumbers = map[string]uint64{
 	"CT_CLOSING": uint64(CtClosing), "CT_CLOSED": uint64(CtClosed),
 	"CT_ORIG_IS_LO": uint64(CtOrigIsLo), "CT_DNAT": uint64(CtDNAT), "CT_SNAT": uint64(CtSNAT),
 	"CT_CLUSTER": uint64(CtCluster), "CT_HAIRPIN": uint64(CtHairpin), "CT_HOST_CLIENT": uint64(CtHostClient),
+	"CT_MOVE_ESTABLISHED": uint64(CtMoveEstablished), "CT_MOVE_EMBRYONIC": uint64(CtMoveEmbryonic),
+	"CT_MOVE_COPY": uint64(CtMoveCopy), "CT_MOVE_SETTLE": uint64(CtMoveSettle),
 	"DEVICE_NONE": uint64(DeviceNone), "DEVICE_POD": uint64(DevicePod), "DEVICE_UPLINK": uint64(DeviceUplink),
 	"SOCK_PEER_FREE": uint64(SockPeerFree), "SOCK_PEER_CURRENT": uint64(SockPeerCurrent), "SOCK_PEER_PAST": uint64(SockPeerPast),
 	"REASON_NONE": uint64(ReasonNone), "REASON_NO_BACKEND": uint64(ReasonNoBackend),

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/millrace-project/millrace/bpf"
 	"github.com/millrace-project/millrace/bpf/layout"
 )
 
@@ -18,6 +19,7 @@ type flow struct {
 	state       layout.CtState
 	flags       layout.CtFlags
 	established bool
+	draining    bool
 	client      netip.AddrPort
 	frontend    netip.AddrPort
 	source      netip.AddrPort
@@ -27,31 +29,38 @@ type flow struct {
 	nonce       uint32
 }
 
-// entry finds the conntrack entry under the tuple of two ends.
+// entry finds the conntrack entry under the tuple of two ends, where programs do.
 func (h *host) entry(a, b netip.AddrPort) (flow, bool) {
 	h.t.Helper()
 	if h.n == 4 {
-		return lookup[layout.V4](h, node.d.V4.Embryonic.Current, node.d.V4.Established.Current, a, b)
+		return lookup[layout.V4](h, node.d.V4, a, b)
 	}
-	return lookup[layout.V6](h, node.d.V6.Embryonic.Current, node.d.V6.Established.Current, a, b)
+	return lookup[layout.V6](h, node.d.V6, a, b)
 }
 
-func lookup[A layout.IP](h *host, embryonic, established *ebpf.Map, a, b netip.AddrPort) (flow, bool) {
+func lookup[A layout.IP](h *host, maps *bpf.FamilyMaps, a, b netip.AddrPort) (flow, bool) {
 	h.t.Helper()
 	key, _, ok := layout.NewCtKey[A](a, b, h.proto)
 	if !ok {
 		h.t.Fatalf("%s and %s are not of one family", a, b)
 	}
-	var e layout.CtEntry[A]
-	isEstablished := true
-	if established.Lookup(key, &e) != nil {
-		isEstablished = false
-		if embryonic.Lookup(key, &e) != nil {
-			return flow{}, false
+	for i, m := range conntrackMaps(maps) {
+		var e layout.CtEntry[A]
+		if m != nil && m.Lookup(key, &e) == nil {
+			return flow{kind: e.Kind, state: e.State, flags: e.Flags, established: i%2 == 0, draining: i > 1, client: e.Client(),
+				frontend: e.Frontend(), source: e.Source(), backend: e.Backend(), outKind: e.OutKind, expires: e.Expires,
+				nonce: e.Nonce}, true
 		}
 	}
-	return flow{kind: e.Kind, state: e.State, flags: e.Flags, established: isEstablished, client: e.Client(), frontend: e.Frontend(),
-		source: e.Source(), backend: e.Backend(), outKind: e.OutKind, expires: e.Expires, nonce: e.Nonce}, true
+	return flow{}, false
+}
+
+// conntrackMaps are a family's, in the order in which programs look; nil where
+// nothing drains.
+func conntrackMaps(maps *bpf.FamilyMaps) []*ebpf.Map {
+	established, establishedDraining := maps.Established.Maps()
+	embryonic, embryonicDraining := maps.Embryonic.Maps()
+	return []*ebpf.Map{established, embryonic, establishedDraining, embryonicDraining}
 }
 
 // record is the flow of a backend and its client; it must exist.
@@ -68,9 +77,9 @@ func (h *host) record(source, backend netip.AddrPort) flow {
 func (h *host) change(a, b netip.AddrPort, f func(expires *uint64, nonce *uint32)) {
 	h.t.Helper()
 	if h.n == 4 {
-		change[layout.V4](h, []*ebpf.Map{node.d.V4.Embryonic.Current, node.d.V4.Established.Current}, a, b, f)
+		change[layout.V4](h, conntrackMaps(node.d.V4), a, b, f)
 	} else {
-		change[layout.V6](h, []*ebpf.Map{node.d.V6.Embryonic.Current, node.d.V6.Established.Current}, a, b, f)
+		change[layout.V6](h, conntrackMaps(node.d.V6), a, b, f)
 	}
 }
 
@@ -79,7 +88,7 @@ func change[A layout.IP](h *host, maps []*ebpf.Map, a, b netip.AddrPort, f func(
 	key, _, _ := layout.NewCtKey[A](a, b, h.proto)
 	for _, m := range maps {
 		var e layout.CtEntry[A]
-		if m.Lookup(key, &e) != nil {
+		if m == nil || m.Lookup(key, &e) != nil {
 			continue
 		}
 		f(&e.Expires, &e.Nonce)
@@ -94,13 +103,13 @@ func change[A layout.IP](h *host, maps []*ebpf.Map, a, b netip.AddrPort, f func(
 // remove deletes the entry of two ends.
 func (h *host) remove(a, b netip.AddrPort) {
 	h.t.Helper()
-	maps := []*ebpf.Map{node.d.V4.Embryonic.Current, node.d.V4.Established.Current}
+	maps := []*ebpf.Map{node.d.V4.Embryonic.Current(), node.d.V4.Established.Current()}
 	var key any
 	if h.n == 4 {
 		key, _, _ = layout.NewCtKey[layout.V4](a, b, h.proto)
 	} else {
 		key, _, _ = layout.NewCtKey[layout.V6](a, b, h.proto)
-		maps = []*ebpf.Map{node.d.V6.Embryonic.Current, node.d.V6.Established.Current}
+		maps = []*ebpf.Map{node.d.V6.Embryonic.Current(), node.d.V6.Established.Current()}
 	}
 	for _, m := range maps {
 		if m.Delete(key) == nil {
@@ -114,9 +123,9 @@ func (h *host) remove(a, b netip.AddrPort) {
 func (h *host) outIfindex(a, b netip.AddrPort, ifindex uint32) {
 	h.t.Helper()
 	if h.n == 4 {
-		setOutIfindex[layout.V4](h, node.d.V4.Established.Current, a, b, ifindex)
+		setOutIfindex[layout.V4](h, node.d.V4.Established.Current(), a, b, ifindex)
 	} else {
-		setOutIfindex[layout.V6](h, node.d.V6.Established.Current, a, b, ifindex)
+		setOutIfindex[layout.V6](h, node.d.V6.Established.Current(), a, b, ifindex)
 	}
 }
 

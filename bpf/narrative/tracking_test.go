@@ -89,7 +89,7 @@ func TestPromotionTakesTheRightACK(t *testing.T) {
 			t.Errorf("not established after the right ACK: %+v", f)
 		}
 		// Nothing stays behind among the embryonic ones.
-		for _, m := range []*ebpf.Map{node.d.V4.Embryonic.Current, node.d.V6.Embryonic.Current} {
+		for _, m := range []*ebpf.Map{node.d.V4.Embryonic.Current(), node.d.V6.Embryonic.Current()} {
 			if key, err := m.NextKeyBytes(nil); err != nil || key != nil {
 				t.Errorf("left in %s: % x %v", m, key, err)
 			}
@@ -223,7 +223,7 @@ func (h *host) drained(f func()) {
 	h.t.Helper()
 	for _, m := range []*bpf.FamilyMaps{node.d.V4, node.d.V6} {
 		for _, g := range []*bpf.Generations{m.Embryonic, m.Established} {
-			info, err := g.Current.Info()
+			info, err := g.Current().Info()
 			if err != nil {
 				h.t.Fatal(err)
 			}
@@ -234,11 +234,11 @@ func (h *host) drained(f func()) {
 			}
 			defer draining.Close()
 			var key, value []byte
-			for it := g.Current.Iterate(); it.Next(&key, &value); {
+			for it := g.Current().Iterate(); it.Next(&key, &value); {
 				if err := draining.Put(key, value); err != nil {
 					h.t.Fatal(err)
 				}
-				if err := g.Current.Delete(key); err != nil {
+				if err := g.Current().Delete(key); err != nil {
 					h.t.Fatal(err)
 				}
 			}

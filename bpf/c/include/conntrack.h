@@ -51,6 +51,43 @@ static __always_inline bool tcp_opens(__u8 flags)
 	return (flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) == TCP_SYN;
 }
 
+/* The established map of the family at hand, in ct_pressure and ct_limits. */
+#define CT_TABLE (FAMILY == 6)
+
+/*
+ * How long after an insertion that found no room new flows are asked whether
+ * there is some: longer than a handshake takes, so that those that were let in
+ * have met a full map before the asking ends.
+ */
+#define CT_PRESSURE (10 * NSEC_PER_SEC)
+
+/* Notes that an established map had no room for a flow. */
+static __noinline void ct_note_full(__u32 table)
+{
+	struct ct_pressure *p = bpf_map_lookup_elem(&ct_pressure, &table);
+
+	if (!p)
+		return;
+	p->until = bpf_ktime_get_coarse_ns() + CT_PRESSURE;
+	__sync_fetch_and_add(&p->failures, 1);
+}
+
+/*
+ * Whether new flows must see room before they are let in: the map was full just
+ * now, and is as large as it may become. One that can still grow refuses
+ * nobody; flows without room wait among the embryonic ones until it has grown.
+ */
+static __always_inline bool ct_is_pressed(__u32 table, __u64 now)
+{
+	const struct ct_pressure *p = bpf_map_lookup_elem(&ct_pressure, &table);
+	const __u32 *at_limit;
+
+	if (likely(!p || p->until <= now))
+		return false;
+	at_limit = bpf_map_lookup_elem(&ct_limits, &table);
+	return at_limit && *at_limit;
+}
+
 /* Whether a record has a T1, a T2 of its own. */
 static __always_inline bool ct_has_frontend_alias(__u16 flags)
 {

@@ -17,6 +17,7 @@ struct FAM(ct_scratch) {
 	struct FAM(ct_entry) entry;  /* inserted by ct_insert under key */
 	struct FAM(ct_entry) record; /* of the flow being made */
 	__u32 seq;		     /* of the packet that makes it */
+	__u32 fence;		     /* see ct_rival_across */
 };
 
 struct {
@@ -144,23 +145,35 @@ found:
 	return true;
 }
 
-/* Removes a key from every map. */
-static __noinline void FAM(ct_delete)(const struct FAM(ct_key) *key)
+/*
+ * Removes a key from both generations, the draining one first: who copies an
+ * entry from there to the current one looks again whether it is still there,
+ * and takes the copy back if not (ct_copy).
+ */
+static __always_inline void FAM(ct_delete_embryonic)(const struct FAM(ct_key) *key)
 {
 	void *map;
 
-	map = FAM(ct_established)(CT_CURRENT);
+	map = FAM(ct_embryonic)(CT_DRAINING);
 	if (map)
 		bpf_map_delete_elem(map, key);
 	map = FAM(ct_embryonic)(CT_CURRENT);
 	if (map)
 		bpf_map_delete_elem(map, key);
+}
+
+/* Removes a key from every map. */
+static __noinline void FAM(ct_delete)(const struct FAM(ct_key) *key)
+{
+	void *map;
+
 	map = FAM(ct_established)(CT_DRAINING);
 	if (map)
 		bpf_map_delete_elem(map, key);
-	map = FAM(ct_embryonic)(CT_DRAINING);
+	map = FAM(ct_established)(CT_CURRENT);
 	if (map)
 		bpf_map_delete_elem(map, key);
+	FAM(ct_delete_embryonic)(key);
 }
 
 /* Ends a flow; its aliases name nothing from now on. */
@@ -169,6 +182,31 @@ static __noinline void FAM(ct_forget)(const struct FAM(ct_entry) *r)
 	struct FAM(ct_key) key = r->main; /* the record's own memory goes with it */
 
 	FAM(ct_delete)(&key);
+}
+
+/* Whether an entry under the scratch's key is a live one of another flow than the scratch's. */
+static __always_inline bool FAM(ct_is_rival)(const struct FAM(ct_scratch) *s, struct FAM(ct_entry) *e, __u64 now)
+{
+	return e && e->nonce != s->entry.nonce && FAM(ct_resolve)(e, now);
+}
+
+/*
+ * While the embryonic map is being replaced, programs insert into two: those
+ * that looked into the outer map before the exchange into the old one, all
+ * others into the new one. So who has inserted looks into both for another's
+ * entry, and at least one of two that insert at the same time sees the other.
+ */
+static __noinline bool FAM(ct_rival_across)(struct FAM(ct_scratch) *s, __u64 now)
+{
+	struct FAM(ct_entry) *e;
+
+	/* A full barrier: the insertion is visible before the looks. */
+	__sync_lock_test_and_set(&s->fence, 1);
+	e = FAM(ct_get)(FAM(ct_embryonic)(CT_CURRENT), &s->key);
+	if (FAM(ct_is_rival)(s, e, now))
+		return true;
+	e = FAM(ct_get)(FAM(ct_embryonic)(CT_DRAINING), &s->key);
+	return FAM(ct_is_rival)(s, e, now);
 }
 
 /*
@@ -182,7 +220,7 @@ __noinline int FAM(ct_insert)(__u64 now)
 {
 	struct FAM(ct_scratch) *s = FAM(ct_scratch_get)();
 	struct FAM(ct_hit) hit;
-	void *map;
+	void *map, *established;
 	int err;
 
 	if (!s)
@@ -201,15 +239,28 @@ __noinline int FAM(ct_insert)(__u64 now)
 	}
 	if (err)
 		return err;
-	/* What was dead in the other maps would stand before the new entry. */
-	map = FAM(ct_established)(CT_CURRENT);
-	if (map) {
-		struct FAM(ct_entry) *e = bpf_map_lookup_elem(map, &s->key);
+	/*
+	 * Nobody inserts into two maps but while there is a draining one: its slot
+	 * is filled, and all programs that saw it empty have ended, before another
+	 * map becomes the current one.
+	 */
+	if (unlikely(FAM(ct_embryonic)(CT_DRAINING)) && FAM(ct_rival_across)(s, now))
+		goto rival;
+	established = FAM(ct_established)(CT_CURRENT);
+	if (established) {
+		struct FAM(ct_entry) *e = bpf_map_lookup_elem(established, &s->key);
 
-		if (e && !FAM(ct_resolve)(e, now))
-			bpf_map_delete_elem(map, &s->key);
+		/* Promoted between the first look and the insertion. */
+		if (FAM(ct_is_rival)(s, e, now))
+			goto rival;
+		/* What is dead would stand before the new entry. */
+		if (e && e->nonce != s->entry.nonce)
+			bpf_map_delete_elem(established, &s->key);
 	}
 	return 0;
+rival:
+	bpf_map_delete_elem(map, &s->key);
+	return -EEXIST;
 }
 
 /* The key of T1. */
@@ -245,41 +296,44 @@ static __always_inline void FAM(ct_alias)(struct FAM(ct_scratch) *s, const struc
 /*
  * Moves a flow to the established ones: record first, then aliases, then the
  * embryonic entries go, so that a lookup finds it at every instant. True if it
- * moved: then r is no more, and the scratch's record is a copy. It stays when
- * there is no room.
+ * moved: then r is no more, and the scratch's record is a copy. When there is no
+ * room it stays, and its next packet tries again.
  */
-static __noinline bool FAM(ct_promote)(const struct FAM(ct_entry) *r, __u64 expires)
+static __noinline bool FAM(ct_promote)(struct FAM(ct_entry) *r, __u64 expires)
 {
 	void *est = FAM(ct_established)(CT_CURRENT);
-	void *emb = FAM(ct_embryonic)(CT_CURRENT);
 	struct FAM(ct_scratch) *s = FAM(ct_scratch_get)();
 	bool lo;
 
-	if (!s || !est || !emb)
+	if (!s || !est)
 		return false;
 	s->record = *r;
 	s->record.state = CT_ESTABLISHED;
 	s->record.expires = expires;
 	if (bpf_map_update_elem(est, &s->record.main, &s->record, BPF_ANY))
-		return false;
+		goto full;
 	if (ct_has_frontend_alias(s->record.flags)) {
 		lo = FAM(ct_key_frontend)(&s->key, &s->record);
 		FAM(ct_alias)(s, &s->record, CT_ALIAS_FRONTEND, lo);
 		if (bpf_map_update_elem(est, &s->key, &s->entry, BPF_ANY))
 			goto undo;
-		bpf_map_delete_elem(emb, &s->key);
+		FAM(ct_delete_embryonic)(&s->key);
 	}
 	if (ct_has_backend_alias(s->record.flags)) {
 		lo = FAM(ct_key_backend)(&s->key, &s->record);
 		FAM(ct_alias)(s, &s->record, CT_ALIAS_BACKEND, lo);
 		/* Its embryonic alias stays and will do while it lasts. */
 		if (!bpf_map_update_elem(est, &s->key, &s->entry, BPF_ANY))
-			bpf_map_delete_elem(emb, &s->key);
+			FAM(ct_delete_embryonic)(&s->key);
 	}
-	bpf_map_delete_elem(emb, &s->record.main);
+	FAM(ct_delete_embryonic)(&s->record.main);
 	return true;
 undo:
 	bpf_map_delete_elem(est, &s->record.main);
+full:
+	ct_note_full(CT_TABLE);
+	/* It goes on among the embryonic ones, and is to last there as long. */
+	r->expires = expires;
 	return false;
 }
 
@@ -330,7 +384,11 @@ __noinline int FAM(ct_follow)(struct FAM(ct_entry) *r, const struct FAM(packet) 
 				state = CT_CLOSING;
 		} else if (dir == CT_ORIG && state == CT_REPLIED && (flags & TCP_ACK) && tcp_ack_confirms(p->ack, r->seq_expected)) {
 			r->tcp_flags[dir] |= flags;
-			return FAM(ct_promote)(r, now + ct_timeout(cfg, IPPROTO_TCP, CT_ESTABLISHED));
+			if (FAM(ct_promote)(r, now + ct_timeout(cfg, IPPROTO_TCP, CT_ESTABLISHED)))
+				return 1;
+			/* No room: a later ACK, of more, is to confirm it as well. */
+			r->seq_expected = p->ack;
+			return 0;
 		}
 	}
 	if ((r->tcp_flags[dir] | flags) != r->tcp_flags[dir])
@@ -352,11 +410,31 @@ static __always_inline struct FAM(ct_entry) *FAM(ct_track)(struct FAM(ct_entry) 
 		if (FAM(ct_follow)(r, p, cfg, now, dir)) {
 			struct FAM(ct_scratch) *s = FAM(ct_scratch_get)();
 
-			return s ? FAM(ct_get)(FAM(ct_established)(CT_CURRENT), &s->record.main) : NULL;
+			return s ? FAM(ct_record)(&s->record.main, s->record.nonce, now) : NULL;
 		}
 	}
 	expires = now + ct_timeout(cfg, p->proto, r->state);
 	if ((__s64)(expires - r->expires) > (__s64)EXPIRES_STEP)
 		r->expires = expires;
 	return r;
+}
+
+/*
+ * Whether an established flow would find room: the kernel tells by an insertion
+ * alone. The entry stands under a key of no flow, and is dead.
+ */
+static __noinline bool FAM(ct_has_room)(struct FAM(ct_scratch) *s)
+{
+	void *est = FAM(ct_established)(CT_CURRENT);
+
+	if (!est)
+		return true;
+	__builtin_memset(&s->key, 0, sizeof(s->key));
+	__builtin_memset(&s->entry, 0, sizeof(s->entry));
+	if (bpf_map_update_elem(est, &s->key, &s->entry, BPF_ANY)) {
+		ct_note_full(CT_TABLE);
+		return false;
+	}
+	bpf_map_delete_elem(est, &s->key);
+	return true;
 }

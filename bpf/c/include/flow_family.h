@@ -14,7 +14,7 @@ static __always_inline bool FAM(ct_is_over)(const struct FAM(ct_entry) *e, const
 {
 	__u64 age;
 
-	if (!e || e->kind != CT_RECORD || e->state != CT_CLOSED || !(e->flags & CT_SNAT))
+	if (e->state != CT_CLOSED || !(e->flags & CT_SNAT))
 		return false;
 	age = now + ct_timeout(cfg, IPPROTO_TCP, CT_CLOSED) - e->expires;
 	if ((e->tcp_flags[CT_ORIG] | e->tcp_flags[CT_REPLY]) & TCP_RST)
@@ -25,13 +25,12 @@ static __always_inline bool FAM(ct_is_over)(const struct FAM(ct_entry) *e, const
 /* Ends the flow under the scratch's key if it is over. */
 static __always_inline bool FAM(flow_succeeds)(struct FAM(ct_scratch) *s, const struct config *cfg, __u64 now)
 {
-	struct FAM(ct_entry) *e = FAM(ct_get)(FAM(ct_established)(CT_CURRENT), &s->key);
+	struct FAM(ct_hit) hit;
 
-	if (!e)
-		e = FAM(ct_get)(FAM(ct_embryonic)(CT_CURRENT), &s->key);
-	if (!FAM(ct_is_over)(e, cfg, now, s->seq))
+	if (!FAM(ct_lookup)(&s->key, true, now, &hit) || hit.kind != CT_RECORD ||
+	    !FAM(ct_is_over)(hit.record, cfg, now, s->seq))
 		return false;
-	e->expires = 0;
+	hit.record->expires = 0;
 	return true;
 }
 
@@ -45,6 +44,7 @@ __noinline int FAM(flow_try_record)(const struct config *cfg, __u32 start, int i
 {
 	struct FAM(ct_scratch) *s = FAM(ct_scratch_get)();
 	struct FAM(ct_entry) *r, *other;
+	struct FAM(ct_hit) hit;
 	int err;
 
 	if (!s || !cfg)
@@ -66,10 +66,10 @@ __noinline int FAM(flow_try_record)(const struct config *cfg, __u32 start, int i
 	if (err != -EEXIST || i != PORT_AS_IT_IS)
 		return err;
 	/* The flow itself, whose alias got lost, or that another processor is making? */
-	other = FAM(ct_get)(FAM(ct_embryonic)(CT_CURRENT), &s->key);
-	if (!other)
-		other = FAM(ct_get)(FAM(ct_established)(CT_CURRENT), &s->key);
-	if (other && other->kind == CT_RECORD && other->client_port == r->client_port &&
+	if (!FAM(ct_lookup)(&s->key, true, now, &hit) || hit.kind != CT_RECORD)
+		return err;
+	other = hit.record;
+	if (other->client_port == r->client_port &&
 	    other->frontend_port == r->frontend_port && FAM(ip_equal)(&other->client_addr, &r->client_addr) &&
 	    FAM(ip_equal)(&other->frontend_addr, &r->frontend_addr)) {
 		*r = *other;
@@ -158,6 +158,13 @@ __noinline int FAM(flow_make)(struct __sk_buff *skb, const struct FAM(packet) *p
 		return FLOW_NONE;
 	if (f && !f->backend_count)
 		return FLOW_REFUSED;
+	if (unlikely(ct_is_pressed(CT_TABLE, now)) && !FAM(ct_has_room)(s)) {
+		/* Those that are there go on; a plain flow needs no record. */
+		if (!f)
+			return FLOW_NONE;
+		count(skb, REASON_CT_FULL);
+		return FLOW_DROPPED;
+	}
 
 	__builtin_memset(r, 0, sizeof(*r));
 	r->kind = CT_RECORD;

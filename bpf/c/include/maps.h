@@ -122,6 +122,22 @@ struct {
 	__type(value, __u32);
 } ids SEC(".maps");
 
+/* How pressed for room the established maps are, by family: v4, v6. Written by programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct ct_pressure);
+} ct_pressure SEC(".maps");
+
+/* Not 0: the established map of the family is as large as it may become. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, __u32);
+} ct_limits SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, MAX_COUNTERS);

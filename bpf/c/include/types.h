@@ -70,6 +70,30 @@ enum ct_flags {
 	CT_HOST_CLIENT = 1 << 5,   /* opened by the host itself, translated where it leaves and comes back */
 };
 
+/* Asks for entries to be moved between the generations of a conntrack map. */
+struct ct_move_request {
+	__u8 family; /* 4 or 6 */
+	__u8 table;  /* enum ct_move_table */
+	__u8 step;   /* enum ct_move_step */
+	__u8 keys;   /* how many follow */
+};
+
+enum ct_move_table {
+	CT_MOVE_ESTABLISHED = 0,
+	CT_MOVE_EMBRYONIC = 1,
+};
+
+enum ct_move_step {
+	CT_MOVE_COPY = 0,   /* copy what the keys name */
+	CT_MOVE_SETTLE = 1, /* merge, and remove the old */
+};
+
+/* Value of ct_pressure. */
+struct ct_pressure {
+	__u64 until;	/* coarse monotonic ns until which the map counts as full */
+	__u64 failures; /* flows, or attempts of theirs, that found no room */
+};
+
 /* Value of fragments_vN: the ports, which only the first fragment carries. */
 struct fragment {
 	__be16 src_port;

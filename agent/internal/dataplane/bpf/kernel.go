@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -68,9 +69,11 @@ func Features(probed []mbpf.Feature) []*agentv1.Feature {
 // Conntrack returns the flow tables.
 func (s *System) Conntrack() *conntrack.Table {
 	of := func(f *mbpf.FamilyMaps) conntrack.Maps {
+		established, establishedDraining := f.Established.Maps()
+		embryonic, embryonicDraining := f.Embryonic.Maps()
 		return conntrack.Maps{
-			Established: f.Established.Current, EstablishedDraining: f.Established.Draining,
-			Embryonic: f.Embryonic.Current, EmbryonicDraining: f.Embryonic.Draining,
+			Established: established, EstablishedDraining: establishedDraining,
+			Embryonic: embryonic, EmbryonicDraining: embryonicDraining,
 		}
 	}
 	return conntrack.New(of(s.dataplane.V4), of(s.dataplane.V6))
@@ -207,6 +210,7 @@ func (s *System) Features() []*agentv1.Feature { return s.features() }
 type namedMap struct {
 	name string
 	m    *ebpf.Map
+	pin  string // if it is not the name
 	// count and dump are nil where entries cannot be walked.
 	count func() (int, error)
 	dump  func(visit func(key, value string) error) error
@@ -281,10 +285,13 @@ func familyMaps[A layout.IP](f *mbpf.FamilyMaps) []namedMap {
 		walkAs("spilled"+suffix, f.Spilled, func(cookie uint64) string { return fmt.Sprintf("socket %d", cookie) },
 			layout.SockPeer[A].String),
 	}
-	for name, g := range map[string]*mbpf.Generations{"embryonic": f.Embryonic, "established": f.Established} {
-		list = append(list, walkAs(name+suffix, g.Current, layout.CtKey[A].String, entryString[A]))
-		if g.Draining != nil {
-			list = append(list, walkAs(name+suffix+"-draining", g.Draining, layout.CtKey[A].String, entryString[A]))
+	for _, g := range []*mbpf.Generations{f.Embryonic, f.Established} {
+		current, draining := g.Maps()
+		m := walkAs(g.Name(), current, layout.CtKey[A].String, entryString[A])
+		m.pin = g.Name() + "-current"
+		list = append(list, m)
+		if draining != nil {
+			list = append(list, walkAs(g.Name()+"-draining", draining, layout.CtKey[A].String, entryString[A]))
 		}
 	}
 	return list
@@ -340,13 +347,7 @@ func describeCounter(k layout.CounterKey) string {
 }
 
 func (s *System) pinOf(n namedMap) string {
-	name := n.name
-	switch n.m {
-	case s.dataplane.V4.Embryonic.Current, s.dataplane.V4.Established.Current,
-		s.dataplane.V6.Embryonic.Current, s.dataplane.V6.Established.Current:
-		name += "-current"
-	}
-	return filepath.Join(s.pinPath, "maps", name)
+	return filepath.Join(s.pinPath, "maps", cmp.Or(n.pin, n.name))
 }
 
 // Maps implements Kernel.
