@@ -88,11 +88,11 @@ test-e2e: setup-run test-programs $(TESTREPORT) ## Test real traffic in clusters
 	@go test -json -count 1 -p 1 -timeout 15m $(TESTFLAGS) $$(go list ./test/... | grep -Ev '/test/(kube|reliability|kernels)') | $(TESTREPORT) stage e2e
 test-kube: setup-run test-programs kube-binaries $(TESTREPORT) ## Test against a real kube-apiserver and etcd (root)
 	@go test -json -count 1 -p 1 -timeout 15m $(TESTFLAGS) ./test/kube/... | $(TESTREPORT) stage kube
-test-reliability: setup-run test-programs $(TESTREPORT) ## Test restarts, faults, skew and growth under traffic, at CI's size (root)
+test-reliability: setup-run test-programs kube-binaries $(TESTREPORT) ## Test restarts, faults, skew and growth under traffic, at CI's size (root)
 	@go test -json -count 1 -p 1 -timeout 20m $(TESTFLAGS) ./test/reliability/... | $(TESTREPORT) stage reliability
 test-kernels: setup-run build $(TESTREPORT) ## Test on other kernels, each in a virtual machine
 	@go test -json -count 1 -p 1 -timeout 20m $(TESTFLAGS) ./test/kernels/... | $(TESTREPORT) stage kernels
-soak: need-root setup-run test-programs $(TESTREPORT) ## The tests of test-reliability at full size (about an hour)
+soak: need-root setup-run test-programs kube-binaries $(TESTREPORT) ## The tests of test-reliability at full size (about an hour)
 	@MILLRACE_SOAK=1 go test -json -count 1 -p 1 -timeout 4h $(TESTFLAGS) ./test/reliability/... | $(TESTREPORT) stage soak
 test-deploy: $(TESTREPORT) ## Test the image builder
 	@(cd deploy/image && GOWORK=off go test -json $(TESTFLAGS) ./...) | $(TESTREPORT) stage deploy
