@@ -73,6 +73,21 @@ func (c *ControlPlane) Kubeconfig(server, user string, groups ...string) (string
 // TokenKubeconfig is like Kubeconfig for a service account, by a token that
 // the API server issues for it. The service account must exist.
 func (c *ControlPlane) TokenKubeconfig(ctx context.Context, server, namespace, serviceAccount string) (string, error) {
+	token, err := c.Token(ctx, namespace, serviceAccount)
+	if err != nil {
+		return "", err
+	}
+	return c.writeKubeconfig(server, namespace+":"+serviceAccount, &clientcmdapi.AuthInfo{Token: token})
+}
+
+// TokenFileKubeconfig is like TokenKubeconfig, with the token in a file that
+// its user reads again from time to time, as pods do.
+func (c *ControlPlane) TokenFileKubeconfig(server, name, tokenFile string) (string, error) {
+	return c.writeKubeconfig(server, name, &clientcmdapi.AuthInfo{TokenFile: tokenFile})
+}
+
+// Token issues a token for a service account.
+func (c *ControlPlane) Token(ctx context.Context, namespace, serviceAccount string) (string, error) {
 	admin, err := c.Clientset()
 	if err != nil {
 		return "", err
@@ -82,7 +97,7 @@ func (c *ControlPlane) TokenKubeconfig(ctx context.Context, server, namespace, s
 	if err != nil {
 		return "", fmt.Errorf("issuing a token for %s/%s: %w", namespace, serviceAccount, err)
 	}
-	return c.writeKubeconfig(server, namespace+":"+serviceAccount, &clientcmdapi.AuthInfo{Token: token.Status.Token})
+	return token.Status.Token, nil
 }
 
 func (c *ControlPlane) writeKubeconfig(server, user string, auth *clientcmdapi.AuthInfo) (string, error) {

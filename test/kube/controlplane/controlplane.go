@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -54,6 +53,7 @@ type ControlPlane struct {
 	temporary bool
 	ca        *authority
 	etcdPort  uint16
+	peerPort  uint16
 
 	mu        sync.Mutex
 	etcd      *process
@@ -68,7 +68,7 @@ func Start(ctx context.Context, opts Options) (*ControlPlane, error) {
 		c.removeDir()
 		return nil, err
 	}
-	err := c.startEtcd(ctx)
+	err := c.StartEtcd(ctx)
 	if err == nil {
 		err = c.StartAPIServer(ctx)
 	}
@@ -108,6 +108,9 @@ func (c *ControlPlane) prepare() error {
 	if c.etcdPort, err = freePort(c.opts.NetNS); err != nil {
 		return err
 	}
+	if c.peerPort, err = freePort(c.opts.NetNS); err != nil {
+		return err
+	}
 	return c.writePKI()
 }
 
@@ -143,45 +146,6 @@ func (c *ControlPlane) writePKI() error {
 		return fmt.Errorf("writing the service account key: %w", err)
 	}
 	return nil
-}
-
-func (c *ControlPlane) startEtcd(ctx context.Context) error {
-	program, err := Binary("etcd")
-	if err != nil {
-		return err
-	}
-	peer, err := freePort(c.opts.NetNS)
-	if err != nil {
-		return err
-	}
-	client, peerURL := fmt.Sprintf("http://127.0.0.1:%d", c.etcdPort), fmt.Sprintf("http://127.0.0.1:%d", peer)
-	p, err := startProcess(c.opts.NetNS, c.dir, program,
-		"--name=millrace", "--data-dir="+filepath.Join(c.dir, "etcd"),
-		"--listen-client-urls="+client, "--advertise-client-urls="+client,
-		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL,
-		"--initial-cluster=millrace="+peerURL,
-		"--unsafe-no-fsync", "--quota-backend-bytes=2147483648", "--log-level=warn",
-	)
-	if err != nil {
-		return err
-	}
-	c.etcd = p
-	httpClient := &http.Client{Transport: &http.Transport{DialContext: dialNetNS(c.opts.NetNS), DisableKeepAlives: true}}
-	return p.waitReady(ctx, func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, client+"/health", nil)
-		if err != nil {
-			return err
-		}
-		resp, err := httpClient.Do(req)
-		if err != nil {
-			return err
-		}
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("health is %s", resp.Status)
-		}
-		return nil
-	})
 }
 
 // StartAPIServer starts the API server and returns when it is ready. Only
@@ -258,7 +222,7 @@ func (c *ControlPlane) StopAPIServer() error {
 // Stop ends the API server, then etcd: in the other order the API server
 // would spend its shutdown on retries.
 func (c *ControlPlane) Stop() error {
-	err := errors.Join(c.StopAPIServer(), c.etcd.stop(10*time.Second))
+	err := errors.Join(c.StopAPIServer(), c.stopEtcd())
 	c.removeDir()
 	return err
 }

@@ -71,6 +71,14 @@ func (p *process) stop(patience time.Duration) error {
 		return nil
 	case <-time.After(patience):
 	}
+	return p.kill()
+}
+
+// kill ends the process at once and waits until it is gone.
+func (p *process) kill() error {
+	if p == nil || p.exited() {
+		return nil
+	}
 	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("killing %s: %w", p.name, err)
 	}

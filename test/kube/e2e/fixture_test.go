@@ -65,9 +65,9 @@ type fixture struct {
 	agents     []*testbed.Agent
 }
 
-// start brings a fixture up with agents that dial these calculators; the first
-// one runs.
-func start(t *testing.T, options testbed.Options, calculators ...string) *fixture {
+// startPlane brings a cluster up with an API server that has its Nodes and
+// Pods, and servers in all of them; nothing of Millrace runs yet.
+func startPlane(t *testing.T, options testbed.Options) *fixture {
 	t.Helper()
 	if err := buildBinaries(); err != nil {
 		t.Fatal(err)
@@ -96,17 +96,6 @@ func start(t *testing.T, options testbed.Options, calculators ...string) *fixtur
 		t.Fatal(err)
 	}
 	f.apply(ctx, t, f.nodeObjects()...)
-	f.calculator, err = cluster.StartCalculator(testbed.CalculatorOptions{Binaries: binaries, Kubeconfig: f.kubeconfig})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := f.calculator.WaitSynced(ctx); err != nil {
-		t.Fatal(err)
-	}
-	f.agents, err = cluster.StartAgents(ctx, testbed.AgentOptions{Binaries: binaries, Calculators: calculators})
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, host := range f.servers() {
 		prober, err := cluster.Probe(host, binaries)
 		if err != nil {
@@ -115,6 +104,27 @@ func start(t *testing.T, options testbed.Options, calculators ...string) *fixtur
 		if err := prober.Serve(echoPort); err != nil {
 			t.Fatal(err)
 		}
+	}
+	return f
+}
+
+// start brings a fixture up with agents that dial these calculators; the first
+// one runs.
+func start(t *testing.T, options testbed.Options, calculators ...string) *fixture {
+	t.Helper()
+	f := startPlane(t, options)
+	ctx := limit(t, 60*time.Second)
+	var err error
+	f.calculator, err = f.StartCalculator(testbed.CalculatorOptions{Binaries: binaries, Kubeconfig: f.kubeconfig})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.calculator.WaitSynced(ctx); err != nil {
+		t.Fatal(err)
+	}
+	f.agents, err = f.StartAgents(ctx, testbed.AgentOptions{Binaries: binaries, Calculators: calculators})
+	if err != nil {
+		t.Fatal(err)
 	}
 	return f
 }

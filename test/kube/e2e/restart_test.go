@@ -3,10 +3,10 @@
 package e2e
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -82,10 +82,10 @@ func TestTwoCalculators(t *testing.T) {
 	if stream := f.stream(ctx, t, f.agents[0]); stream.GetAddress() == other.address {
 		lost, other = other, lost
 	}
-	if err := other.waitSynced(ctx, f); err != nil {
+	if err := other.waitSynced(ctx, f.fixture); err != nil {
 		t.Fatal(err)
 	}
-	before := other.resourcesSent(ctx, t, f)
+	before := other.resourcesSent(ctx, t, f.fixture)
 	if err := lost.process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestTwoCalculators(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if after := other.resourcesSent(ctx, t, f); after != before {
+	if after := other.resourcesSent(ctx, t, f.fixture); after != before {
 		t.Errorf("agents that moved were sent %v resources anew; want none", after-before)
 	}
 	waitBaseline(ctx, t, f.agents[0], baseline)
@@ -102,7 +102,7 @@ func TestTwoCalculators(t *testing.T) {
 	service.Endpoints = service.Endpoints[:1]
 	f.apply(ctx, t, service.Objects()...)
 	f.waitServices(ctx, t, service)
-	if after := other.resourcesSent(ctx, t, f); after == before {
+	if after := other.resourcesSent(ctx, t, f.fixture); after == before {
 		t.Error("the metric did not see the resources of a change; the test above proves nothing")
 	}
 }
@@ -175,7 +175,7 @@ func (f *fixture) waitConnected(ctx context.Context, agent *testbed.Agent, addre
 
 // waitSynced waits until the calculator has read its source. Were it behind
 // the agents, they would be refused for a while.
-func (c calculator) waitSynced(ctx context.Context, f *twoCalculators) error {
+func (c calculator) waitSynced(ctx context.Context, f *fixture) error {
 	return testbed.Eventually(ctx, func() error {
 		revision, err := c.metric(ctx, f, "millrace_calculator_revision")
 		if err == nil && revision == 0 {
@@ -186,7 +186,7 @@ func (c calculator) waitSynced(ctx context.Context, f *twoCalculators) error {
 }
 
 // resourcesSent is how many resources the calculator sent in all.
-func (c calculator) resourcesSent(ctx context.Context, t *testing.T, f *twoCalculators) float64 {
+func (c calculator) resourcesSent(ctx context.Context, t *testing.T, f *fixture) float64 {
 	t.Helper()
 	sum, err := c.metric(ctx, f, "millrace_calculator_resources_sent_total")
 	if err != nil {
@@ -196,32 +196,29 @@ func (c calculator) resourcesSent(ctx context.Context, t *testing.T, f *twoCalcu
 }
 
 // metric returns the sum of a metric's series.
-func (c calculator) metric(ctx context.Context, f *twoCalculators, name string) (float64, error) {
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-			err = f.Control.Do(func() error {
-				conn, err = new(net.Dialer).DialContext(ctx, network, address)
-				return err
-			})
-			return conn, err
-		},
-	}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/metrics", c.metricsPort), nil)
+func (c calculator) metric(ctx context.Context, f *fixture, name string) (float64, error) {
+	return c.sum(ctx, f, name, func(line string) bool {
+		rest, ok := strings.CutPrefix(line, name)
+		return ok && rest != "" && (rest[0] == ' ' || rest[0] == '{')
+	})
+}
+
+// series returns one series of a metric.
+func (c calculator) series(ctx context.Context, f *fixture, name string) (float64, error) {
+	return c.sum(ctx, f, name, func(line string) bool { return strings.HasPrefix(line, name+" ") })
+}
+
+// sum adds the values of the lines of /metrics that are wanted.
+func (c calculator) sum(ctx context.Context, f *fixture, name string, wanted func(line string) bool) (float64, error) {
+	lines, err := c.http(ctx, f, "/metrics")
 	if err != nil {
 		return 0, err
 	}
-	response, err := client.Do(request)
-	if err != nil {
-		return 0, err
-	}
-	defer response.Body.Close()
 	var sum float64
 	found := false
-	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
-		line := lines.Text()
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
+	for line := range strings.Lines(lines) {
+		line = strings.TrimSpace(line)
+		if !wanted(line) {
 			continue
 		}
 		value, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
@@ -234,4 +231,33 @@ func (c calculator) metric(ctx context.Context, f *twoCalculators, name string) 
 		return 0, fmt.Errorf("there is no metric %s", name)
 	}
 	return sum, nil
+}
+
+// http asks the calculator's server for metrics and probes, and fails unless
+// the answer is a good one.
+func (c calculator) http(ctx context.Context, f *fixture, path string) (string, error) {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+			err = f.Control.Do(func() error {
+				conn, err = new(net.Dialer).DialContext(ctx, network, address)
+				return err
+			})
+			return conn, err
+		},
+	}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d%s", c.metricsPort, path), nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("GET %s: %s: %s", path, response.Status, body)
+	}
+	return string(body), err
 }

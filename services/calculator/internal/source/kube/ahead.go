@@ -150,7 +150,6 @@ func (s *store) answer(ctx context.Context) {
 		case q := <-s.questions:
 			if err := s.catchUp(ctx, q); err != nil && ctx.Err() == nil {
 				s.log.Debug("could not ask the API server how far it is", zap.String("server", s.source.host), zap.Error(err))
-				s.source.probes.cut() // they may be as frozen as the watches
 			}
 		}
 		pause.Reset(askPause)
@@ -166,6 +165,7 @@ func (s *store) catchUp(ctx context.Context, q question) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	defer s.source.probes.use()()
 	// Besides its own use, this makes the API server's cache go up to here,
 	// without which the bookmark would tell an older version.
 	latest, err := s.latest(ctx, s.probe)

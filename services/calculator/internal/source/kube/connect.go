@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -51,6 +52,20 @@ func Config(kubeconfig, userAgent string) (*rest.Config, error) {
 type connection struct {
 	kubernetes.Interface
 	dialer *connrotation.Dialer
+	// uses counts who uses it at present.
+	uses atomic.Int32
+}
+
+// use takes a client into use whose connections are not kept: what is to find
+// out about connections that are frozen must not have one. The function that
+// is returned ends the use, and the last one closes the connections.
+func (c *connection) use() (end func()) {
+	c.uses.Add(1)
+	return func() {
+		if c.uses.Add(-1) == 0 {
+			c.cut()
+		}
+	}
 }
 
 // connect makes a client that shares its connections with no other.
