@@ -97,6 +97,10 @@ soak: need-root setup-run test-programs kube-binaries $(TESTREPORT) ## The tests
 test-deploy: $(TESTREPORT) ## Test the image builder
 	@(cd deploy/image && GOWORK=off go test -json $(TESTFLAGS) ./...) | $(TESTREPORT) stage deploy
 
+.PHONY: release-fixtures
+release-fixtures: need-root setup-run tools test-programs ## Keep what the present commit speaks, for later tests: RELEASE=v1.2.3
+	@.ci/release-fixtures "$(RELEASE)"
+
 .PHONY: $(TESTREPORT)
 $(TESTREPORT):
 	@cd .ci/tools && GOWORK=off $(GO_BUILD) -o ../../$(TESTREPORT) ./testreport
