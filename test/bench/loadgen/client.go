@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/millrace-project/millrace/test/histogram"
 )
 
 // Load says what a client is to do.
@@ -36,7 +38,7 @@ type client struct {
 	slots   []slot
 	request [requestSize]byte
 	buffer  [4096]byte
-	hist    histogram
+	hist    histogram.Histogram
 }
 
 // slot is the state of one connection.
@@ -87,7 +89,7 @@ func (c *client) loop() (Result, error) {
 	if err := c.runUntil(time.Now().Add(c.load.Warmup)); err != nil {
 		return Result{}, err
 	}
-	c.hist = histogram{}
+	c.hist = histogram.Histogram{}
 	busy, err := busySeconds()
 	if err != nil {
 		return Result{}, err
@@ -102,8 +104,8 @@ func (c *client) loop() (Result, error) {
 		return Result{}, err
 	}
 	return Result{
-		Operations: c.hist.total, Seconds: seconds, CPUSeconds: busyAfter - busy,
-		P50: c.hist.quantile(0.50), P99: c.hist.quantile(0.99),
+		Operations: c.hist.Total(), Seconds: seconds, CPUSeconds: busyAfter - busy,
+		P50: c.hist.Quantile(0.50), P99: c.hist.Quantile(0.99),
 	}, nil
 }
 
@@ -178,13 +180,13 @@ func (c *client) advance(fd int, events uint32) error {
 		case n == 0:
 			closeFD(fd)
 			s.open = false
-			c.hist.record(time.Since(s.begin))
+			c.hist.Record(time.Since(s.begin))
 			return c.connect()
 		}
 		s.received += n
 		if c.load.Mode == ModeRequest && s.received >= requestSize {
 			now := time.Now()
-			c.hist.record(now.Sub(s.begin))
+			c.hist.Record(now.Sub(s.begin))
 			s.begin = now
 			return c.send(fd, s)
 		}

@@ -70,24 +70,3 @@ func TestRefused(t *testing.T) {
 		}
 	}
 }
-
-func TestHistogram(t *testing.T) {
-	var h histogram
-	for i := 1; i <= 10000; i++ {
-		h.record(time.Duration(i) * time.Microsecond)
-	}
-	for _, c := range []struct {
-		q    float64
-		want time.Duration
-	}{{0.5, 5 * time.Millisecond}, {0.99, 9900 * time.Microsecond}} {
-		if got := h.quantile(c.q); got < c.want*98/100 || got > c.want*102/100 {
-			t.Errorf("quantile %v is %v, want about %v", c.q, got, c.want)
-		}
-	}
-	for _, d := range []time.Duration{0, 1, 63, 64, 65, 127, 128, 1 << 20, 1<<40 + 12345, 1<<62 + 1} {
-		b := bucketOf(d)
-		if low := lowerBound(b); low > d || d-low > d/64 {
-			t.Errorf("%d falls into bucket %d from %d on", d, b, low)
-		}
-	}
-}
