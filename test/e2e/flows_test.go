@@ -66,7 +66,7 @@ func TestPortReuse(t *testing.T) {
 				t.Run(fmt.Sprintf("%s/%s/v%d", path.name, network, family), func(t *testing.T) {
 					dial := probe.Dial{
 						Network: network, Target: path.target(family), Abort: network == probe.TCP,
-						Bind: netip.AddrPortFrom(netip.Addr{}, uint16(40000+n)),
+						Bind: netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(40000+n)),
 					}
 					for i := range 10 {
 						answer := ask(t, path.prober, dial)

@@ -35,6 +35,10 @@ const (
 	// TooBig: an ICMP error said that an earlier datagram was wider than the
 	// path.
 	TooBig Failure = "too big"
+	// WrongBackend: somebody answered who was not a backend of the service.
+	WrongBackend Failure = "wrong backend"
+	// LostSYN: the connection came about, but not at the first attempt.
+	LostSYN Failure = "lost SYN"
 	// Other: see Detail.
 	Other Failure = "other"
 )
@@ -56,7 +60,7 @@ type Dial struct {
 	// IPv6 makes an unconnected socket an IPv6 one.
 	IPv6 bool
 	// Bind is the local address and port; the zero value lets the kernel
-	// choose, a zero address chooses the port alone.
+	// choose. An address of zeroes, of any family, chooses the port alone.
 	Bind netip.AddrPort
 	// Abort makes closing break a TCP connection (RST), so that its port is
 	// free for another at once.
@@ -122,7 +126,7 @@ type echo struct {
 	Server  string         `json:"server"`
 	Client  netip.AddrPort `json:"client"`
 	Address netip.AddrPort `json:"address"`
-	// ID of the request (UDP).
+	// ID of the request, which counts those of one socket.
 	ID uint64 `json:"id,omitempty"`
 	// Bytes and Sum tell what payload the server received.
 	Bytes int64  `json:"bytes,omitempty"`

@@ -78,14 +78,9 @@ func prepareSocket(fd int, dial Dial, ipv6 bool) error {
 			return fmt.Errorf("set receive buffer: %w", err)
 		}
 	}
-	if dial.Bind.Port() != 0 || dial.Bind.IsValid() {
-		bind := dial.Bind
-		if !bind.Addr().IsValid() {
-			unspecified := netip.IPv4Unspecified()
-			if ipv6 {
-				unspecified = netip.IPv6Unspecified()
-			}
-			bind = netip.AddrPortFrom(unspecified, bind.Port())
+	if bind := dial.Bind; bind.IsValid() {
+		if bind.Addr() == netip.IPv4Unspecified() && ipv6 {
+			bind = netip.AddrPortFrom(netip.IPv6Unspecified(), bind.Port())
 		}
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return fmt.Errorf("set SO_REUSEADDR: %w", err)

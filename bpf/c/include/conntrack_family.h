@@ -263,6 +263,18 @@ rival:
 	return -EEXIST;
 }
 
+/*
+ * Whether a packet is one to the backend of a service's flow, with that flow's
+ * ports, but not by the service: the client's own, before the stack.
+ */
+static __always_inline bool FAM(ct_hit_bypasses)(const struct FAM(ct_hit) *hit)
+{
+	if (hit->dir != CT_ORIG)
+		return false;
+	return (hit->kind == CT_RECORD && (hit->record->flags & (CT_DNAT | CT_SNAT))) ||
+	       (hit->kind == CT_ALIAS_BACKEND && (hit->record->flags & CT_DNAT));
+}
+
 /* The key of T1. */
 static __always_inline bool FAM(ct_key_frontend)(struct FAM(ct_key) *key, const struct FAM(ct_entry) *r)
 {

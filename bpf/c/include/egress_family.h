@@ -42,10 +42,15 @@ static __always_inline int FAM(egress)(struct __sk_buff *skb, const struct confi
 	now = bpf_ktime_get_coarse_ns();
 	src_is_lo = FAM(ct_key_set)(&key, &p.src, p.sport, &p.dst, p.dport, p.proto);
 	found = FAM(ct_lookup)(&key, src_is_lo, now, &hit);
-	if (unlikely(p.proto == IPPROTO_TCP && tcp_opens(p.tcp_flags) && found && hit.kind == CT_ALIAS_FRONTEND &&
-		     (hit.record->flags & CT_HOST_CLIENT) && hit.record->state >= CT_CLOSING)) {
-		FAM(ct_forget)(hit.record);
-		found = false;
+	if (unlikely(found && hit.dir == CT_ORIG && (hit.record->flags & CT_HOST_CLIENT))) {
+		bool over = p.proto == IPPROTO_TCP && tcp_opens(p.tcp_flags) && hit.record->state >= CT_CLOSING;
+		/* What egress_host sends on is finished: this goes to the backend directly. */
+		bool direct = p.proto == IPPROTO_UDP && hit.kind == CT_RECORD;
+
+		if (over || direct) {
+			FAM(ct_forget)(hit.record);
+			found = false;
+		}
 	}
 	/* Without a device that it came by, it is the host's own. */
 	if (unlikely(!found && !skb->ingress_ifindex)) {

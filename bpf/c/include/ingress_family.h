@@ -10,17 +10,8 @@ static __always_inline int FAM(ingress_hit)(struct __sk_buff *skb, const struct 
 	struct FAM(ends) to;
 	bool was_established;
 
-	if (dir == CT_ORIG) {
-		/*
-		 * To the backend of a service's flow, with that flow's ports,
-		 * but not by the service: none of its packets.
-		 */
-		if ((hit->kind == CT_RECORD && (r->flags & (CT_DNAT | CT_SNAT))) ||
-		    (hit->kind == CT_ALIAS_BACKEND && (r->flags & CT_DNAT)))
-			return PASS;
-	} else if (hit->kind != CT_RECORD) {
-		return PASS;
-	}
+	if (dir == CT_ORIG ? FAM(ct_hit_bypasses)(hit) : hit->kind != CT_RECORD)
+		return PASS; /* none of the flow's packets */
 	was_established = r->state == CT_ESTABLISHED;
 	r = FAM(ct_track)(r, p, cfg, now, dir);
 	if (!r)
@@ -88,6 +79,16 @@ static __always_inline int FAM(ingress)(struct __sk_buff *skb, const struct conf
 	found = FAM(ct_lookup)(&key, src_is_lo, now, &hit);
 	if (unlikely(p.proto == IPPROTO_TCP && tcp_opens(p.tcp_flags) && found && hit.record->state >= CT_CLOSING)) {
 		/* The same ports again: another connection, free to choose a backend. */
+		FAM(ct_forget)(hit.record);
+		found = false;
+	}
+	if (unlikely(p.proto == IPPROTO_UDP && found && FAM(ct_hit_bypasses)(&hit))) {
+		/*
+		 * Answers to it are answers to that flow too, and would come from
+		 * the service's address. What the client sends now is what it
+		 * waits for an answer to. If it goes on with the service as well,
+		 * that flow is made anew, with another port inside the host.
+		 */
 		FAM(ct_forget)(hit.record);
 		found = false;
 	}
