@@ -40,6 +40,7 @@ func serveTCP(name string, address netip.AddrPort) (*server, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		answer := echo{Server: name, Client: addrPortOf(r.RemoteAddr)}
+		answer.ID, _ = strconv.ParseUint(r.URL.Query().Get("id"), 10, 64)
 		if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
 			answer.Address = addrPortOf(local.String())
 		}

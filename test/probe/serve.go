@@ -20,6 +20,7 @@ type Prober struct {
 	servers  map[Listen]*server
 	sessions map[int]*session
 	last     int
+	load     *runningLoad
 }
 
 // NewProber makes a prober; name is what its echo servers call themselves.
@@ -42,6 +43,10 @@ func (p *Prober) Serve(control net.Listener) error {
 	handle(mux, "open", p.open)
 	handle(mux, "exchange", p.exchange)
 	handle(mux, "close", p.close)
+	handle(mux, "load-start", p.loadStart)
+	handle(mux, "load-backend", p.loadBackend)
+	handle(mux, "load-report", p.loadReport)
+	handle(mux, "load-stop", p.loadStop)
 	handle(mux, "once", func(request onceRequest) ([]Answer, error) {
 		answers := make([]Answer, 0, request.Count)
 		for range request.Count {

@@ -133,12 +133,16 @@ func (s *session) exchangeTCP(request Exchange) (Answer, error) {
 		method = http.MethodPost
 		body = io.TeeReader(payload(int64(request.Size)), hash)
 	}
+	s.next++
 	var reply echo
-	err := s.roundTrip(method, "/", body, int64(request.Size), func(content io.Reader) error {
+	err := s.roundTrip(method, fmt.Sprintf("/?id=%d", s.next), body, int64(request.Size), func(content io.Reader) error {
 		return json.NewDecoder(content).Decode(&reply)
 	})
 	if err != nil {
 		return Answer{}, err
+	}
+	if reply.ID != s.next {
+		return Answer{}, fmt.Errorf("the answer is to request %d, not %d", reply.ID, s.next)
 	}
 	if reply.Bytes != int64(request.Size) || request.Size > 0 && reply.Sum != hex.EncodeToString(hash.Sum(nil)) {
 		return Answer{}, fmt.Errorf("server received %d bytes with another checksum instead of %d", reply.Bytes, request.Size)

@@ -17,8 +17,8 @@ import (
 
 // Ports on which the programs listen inside their namespaces.
 const (
-	// CalculatorPort is the calculator's port for agents and for queries,
-	// on the control host.
+	// CalculatorPort is the first calculator's port for agents and for
+	// queries, on the control host; other replicas have the following ones.
 	CalculatorPort = 7700
 	// AgentPort is each agent's port for queries, on its node's loopback.
 	AgentPort = 7710
@@ -119,10 +119,20 @@ func (a *Agent) WaitInSync(ctx context.Context) error {
 	return nil
 }
 
-// CalculatorAddress is where the control host's calculator listens.
-func (c *Cluster) CalculatorAddress() string {
-	return netip.AddrPortFrom(c.Control.IPv4, CalculatorPort).String()
+// CalculatorAddress is where the control host's first calculator listens.
+func (c *Cluster) CalculatorAddress() string { return c.ReplicaAddress(0) }
+
+// ReplicaAddress is where a calculator of the control host listens.
+func (c *Cluster) ReplicaAddress(replica int) string {
+	return netip.AddrPortFrom(c.Control.IPv4, uint16(CalculatorPort+replica)).String()
 }
+
+// SetArgs replaces the arguments that are added to the command line of later
+// starts.
+func (a *Agent) SetArgs(args ...string) { a.options.Args = args }
+
+// SetBinary replaces the program of later starts.
+func (a *Agent) SetBinary(path string) { a.options.Binaries.Agent = path }
 
 func dialUnix(path string) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("unix://"+path,

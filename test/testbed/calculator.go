@@ -22,6 +22,9 @@ type CalculatorOptions struct {
 	// Kubeconfig makes it read from an API server that the control host
 	// reaches, instead of from the cluster's manifest directory.
 	Kubeconfig string
+	// Replica counts the cluster's calculators from 0: it tells them apart
+	// by name, port and socket.
+	Replica int
 	// Args are added to the command line.
 	Args []string
 }
@@ -37,13 +40,24 @@ type Calculator struct {
 	conn    *grpc.ClientConn
 }
 
-// CalculatorSocket is the path of the calculator's unix socket.
-func (c *Cluster) CalculatorSocket() string { return filepath.Join(c.Dir, "calculator.sock") }
+// CalculatorSocket is the path of the first calculator's unix socket.
+func (c *Cluster) CalculatorSocket() string { return c.replicaSocket(0) }
+
+func (c *Cluster) replicaSocket(replica int) string {
+	return filepath.Join(c.Dir, replicaName(replica)+".sock")
+}
+
+func replicaName(replica int) string {
+	if replica == 0 {
+		return "calculator"
+	}
+	return fmt.Sprintf("calculator-%d", replica+1)
+}
 
 // StartCalculator starts a calculator on the control host and returns when it
 // answers queries.
 func (c *Cluster) StartCalculator(options CalculatorOptions) (*Calculator, error) {
-	conn, err := dialUnix(c.CalculatorSocket())
+	conn, err := dialUnix(c.replicaSocket(options.Replica))
 	if err != nil {
 		return nil, err
 	}
@@ -58,9 +72,9 @@ func (c *Cluster) StartCalculator(options CalculatorOptions) (*Calculator, error
 func (c *Calculator) Start() error {
 	args := []string{
 		c.options.Binaries.Calculator,
-		"--listen", fmt.Sprintf("0.0.0.0:%d", CalculatorPort),
-		"--socket", c.cluster.CalculatorSocket(),
-		"--metrics-listen", fmt.Sprintf("127.0.0.1:%d", MetricsPort),
+		"--listen", fmt.Sprintf("0.0.0.0:%d", CalculatorPort+c.options.Replica),
+		"--socket", c.cluster.replicaSocket(c.options.Replica),
+		"--metrics-listen", fmt.Sprintf("127.0.0.1:%d", MetricsPort+c.options.Replica),
 		"--insecure",
 	}
 	if c.options.Kubeconfig != "" {
@@ -68,12 +82,12 @@ func (c *Calculator) Start() error {
 	} else {
 		args = append(args, "--source", "dir", "--manifests", c.cluster.ManifestDir())
 	}
-	process, err := c.cluster.Control.Start("calculator", append(args, c.options.Args...)...)
+	process, err := c.cluster.Control.Start(replicaName(c.options.Replica), append(args, c.options.Args...)...)
 	if err != nil {
 		return err
 	}
 	c.Process = process
-	return waitSocket(process, c.cluster.CalculatorSocket())
+	return waitSocket(process, c.cluster.replicaSocket(c.options.Replica))
 }
 
 // WaitSynced waits until the calculator has read its source.

@@ -54,6 +54,8 @@ type Endpoint struct {
 	NodeName string
 	// PodName, empty for endpoints that are no pods.
 	PodName string
+	// Terminating: it shuts down, and serves still.
+	Terminating bool
 }
 
 // Endpoint makes the pod one.
@@ -207,6 +209,9 @@ func (s Service) Slice(family int) *discoveryv1.EndpointSlice {
 			Addresses:  []string{addr.String()},
 			Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes, Terminating: &no},
 			NodeName:   &endpoint.NodeName,
+		}
+		if endpoint.Terminating {
+			entry.Conditions.Ready, entry.Conditions.Terminating = &no, &yes
 		}
 		if endpoint.PodName != "" {
 			entry.TargetRef = &corev1.ObjectReference{Kind: "Pod", Namespace: s.namespace(), Name: endpoint.PodName}

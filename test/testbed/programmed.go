@@ -28,7 +28,7 @@ func (f frontendID) String() string { return fmt.Sprintf("%s/%s", f.address, f.p
 // frontends and backends of each of the services.
 func (a *Agent) WaitServices(ctx context.Context, services ...Service) error {
 	for _, service := range services {
-		if err := a.wait(ctx, func() error { return a.checkService(ctx, service) }); err != nil {
+		if err := a.wait(ctx, func() error { return a.CheckService(ctx, service) }); err != nil {
 			return err
 		}
 	}
@@ -60,7 +60,9 @@ func (a *Agent) wait(ctx context.Context, condition func() error) error {
 	return nil
 }
 
-func (a *Agent) checkService(ctx context.Context, service Service) error {
+// CheckService tells in what the kernel of the agent's node differs from the
+// service.
+func (a *Agent) CheckService(ctx context.Context, service Service) error {
 	got, err := a.frontends(ctx, service)
 	if err != nil {
 		return err
@@ -91,6 +93,9 @@ func (a *Agent) wantFrontends(service Service) map[frontendID][]string {
 			}
 			backends := []string{}
 			for _, endpoint := range service.Endpoints {
+				if endpoint.Terminating {
+					continue
+				}
 				if ip := endpoint.ip(familyOf(addr)); ip.IsValid() {
 					backends = append(backends, netip.AddrPortFrom(ip, port.Target).String())
 				}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package faults
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/millrace-project/millrace/test/reliability/traffic"
+	"github.com/millrace-project/millrace/test/testbed"
+)
+
+// write writes objects; an API server that is just away is waited for.
+func (r *rig) write(ctx context.Context, objects ...runtime.Object) error {
+	return testbed.Eventually(ctx, func() error { return r.plane.Apply(ctx, objects...) })
+}
+
+// remove is write for removal.
+func (r *rig) remove(ctx context.Context, objects ...runtime.Object) error {
+	return testbed.Eventually(ctx, func() error { return r.plane.Delete(ctx, objects...) })
+}
+
+// background is what goes on all the time besides faults.
+type background struct {
+	group  sync.WaitGroup
+	cancel context.CancelFunc
+	// changes of other services, scalings of those under load, and queries of
+	// agents; queries that failed, as they do while an agent is away.
+	changes, scalings, queries, unanswered atomic.Uint64
+
+	mu  sync.Mutex
+	err error
+}
+
+func (r *rig) startBackground(seed uint64) *background {
+	ctx, cancel := context.WithCancel(context.Background())
+	b := &background{cancel: cancel}
+	for i, run := range []func(context.Context, *background, *rand.Rand) error{r.changeServices, r.scale, r.query} {
+		random := rand.New(rand.NewPCG(seed, uint64(1000+i)))
+		b.group.Go(func() {
+			if err := run(ctx, b, random); err != nil && ctx.Err() == nil {
+				b.mu.Lock()
+				b.err = err
+				b.mu.Unlock()
+			}
+		})
+	}
+	return b
+}
+
+func (b *background) stop() error {
+	b.cancel()
+	b.group.Wait()
+	return b.err
+}
+
+func (b *background) String() string {
+	return fmt.Sprintf("meanwhile: %d changes of other services, %d scalings of those under load, %d queries of agents (%d of them while there was none)",
+		b.changes.Load(), b.scalings.Load(), b.queries.Load(), b.unanswered.Load())
+}
+
+const (
+	// otherServices are changed besides, so many times a second.
+	otherServices  = 40
+	changeInterval = time.Second / 20
+	firstOther     = 100
+)
+
+// changeServices makes, changes and removes other services.
+func (r *rig) changeServices(ctx context.Context, b *background, random *rand.Rand) error {
+	live := map[int]bool{}
+	tick := time.NewTicker(changeInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		n := firstOther + random.IntN(otherServices)
+		service := traffic.NewService(fmt.Sprintf("other-%d", n), n)
+		for _, pod := range []int{random.IntN(5), 5 + random.IntN(5)} {
+			service.Endpoints = append(service.Endpoints, endpointAt(r.Nodes[pod%2], pod))
+		}
+		objects, do := service.Objects(), r.plane.Apply
+		switch {
+		case live[n] && random.IntN(3) == 0:
+			do = r.plane.Delete
+			live[n] = false
+		case live[n]:
+			objects = objects[1:] // the slices alone
+		default:
+			live[n] = true
+		}
+		// An API server that is away misses a change.
+		if do(ctx, objects...) == nil {
+			b.changes.Add(1)
+		}
+	}
+}
+
+// endpointAt is an address of a node's pods that no pod has.
+func endpointAt(node *testbed.Node, n int) testbed.Endpoint {
+	v4, v6 := node.PodCIDRv4.Addr().As4(), node.PodCIDRv6.Addr().As16()
+	v4[3], v6[15] = byte(220+n), byte(220+n)
+	return testbed.Endpoint{IPv4: addr4(v4), IPv6: addr6(v6), NodeName: node.Name}
+}
+
+// scale takes backends from the services under load and gives them back.
+func (r *rig) scale(ctx context.Context, b *background, random *rand.Rand) error {
+	names := []string{traffic.Main, traffic.Near, traffic.Far}
+	full := map[string][]testbed.Endpoint{}
+	for _, name := range names {
+		full[name] = r.traffic.Service(name).Endpoints
+	}
+	for ctx.Err() == nil {
+		name := names[random.IntN(len(names))]
+		some := slices.Clone(full[name])
+		random.Shuffle(len(some), func(i, k int) { some[i], some[k] = some[k], some[i] })
+		some = some[:1+random.IntN(len(some))]
+		if err := r.traffic.Scale(ctx, name, some...); err != nil {
+			return fmt.Errorf("scale %s: %w", name, err)
+		}
+		b.scalings.Add(1)
+		select {
+		case <-time.After(time.Duration(random.Int64N(int64(2 * time.Second)))):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// query asks agents for everything they answer, and lets them repair what
+// needs no repair.
+func (r *rig) query(ctx context.Context, b *background, random *rand.Rand) error {
+	calls := [][]string{{"diff"}, {"repair"}, {"status"}, {"services"}, {"maps"}, {"conntrack"}}
+	for {
+		select {
+		case <-time.After(300 * time.Millisecond):
+		case <-ctx.Done():
+			return nil
+		}
+		node := r.Nodes[random.IntN(len(r.Nodes))]
+		args := append([]string{"--agent", "unix://" + node.Socket}, calls[random.IntN(len(calls))]...)
+		if err := exec.CommandContext(ctx, r.binaries.Ctl, args...).Run(); err != nil {
+			b.unanswered.Add(1)
+		}
+		b.queries.Add(1)
+	}
+}
