@@ -79,7 +79,7 @@ func testKilled(t *testing.T, f *fixture) {
 	defer group.Wait()
 
 	kills := 0
-	for end := time.Now().Add(lasts); time.Now().Before(end); kills++ {
+	for end := time.Now().Add(lasts); kills < 3 || time.Now().Before(end); kills++ {
 		victim := f.calculators[random.IntN(2)]
 		pause(ctx, time.Duration(random.IntN(1500))*time.Millisecond)
 		if err := victim.process.Kill(); err != nil {
@@ -100,8 +100,8 @@ func testKilled(t *testing.T, f *fixture) {
 		calculator.waitSynced(ctx, t)
 	}
 	t.Logf("%d kills, %d changes", kills, c.changes)
-	if c.changes < 20 || kills < 3 {
-		t.Errorf("%d changes and %d kills prove little", c.changes, kills)
+	if c.changes < 20 {
+		t.Errorf("%d changes prove little", c.changes)
 	}
 	for _, agent := range f.agents {
 		if err := agent.WaitInSync(ctx); err != nil {

@@ -17,6 +17,7 @@ func TestReplicas(t *testing.T) {
 		{"killed", testKilled},
 		{"alone", testAlone},
 		{"duplicate", testDuplicate},
+		{"storm", testStorm},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.test(t, f) }) {
 			return // what follows would fail for no reason of its own
