@@ -31,20 +31,24 @@ ARGS ?=
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: setup setup-run setup-build
+.PHONY: setup setup-run setup-build setup-guest
 setup: ## Install missing Debian packages (as root; says what is missing otherwise)
 	@.ci/setup all
 setup-run:
 	@.ci/setup run
 setup-build:
 	@.ci/setup build
+setup-guest:
+	@.ci/setup guest
 
-.PHONY: tools kube-binaries
+.PHONY: tools kube-binaries guest-kernels
 tools: ## Build the pinned code generators and checkers into the cache
 	@.ci/cached-build tools
 kube-binaries: ## Build etcd, kube-apiserver, kube-proxy and kubectl into the cache
 	@.ci/cached-build etcd
 	@.ci/cached-build kubernetes
+guest-kernels: ## Fetch the kernels that virtual machines run, as Debian's packages, into the cache
+	@.ci/guest-kernels
 
 .PHONY: build
 build: ## Build static binaries into bin/
@@ -90,7 +94,7 @@ test-kube: setup-run test-programs kube-binaries $(TESTREPORT) ## Test against a
 	@go test -json -count 1 -p 1 -timeout 15m $(TESTFLAGS) ./test/kube/... | $(TESTREPORT) stage kube
 test-reliability: setup-run test-programs kube-binaries $(TESTREPORT) ## Test restarts, faults, skew and growth under traffic, at CI's size (root)
 	@go test -json -count 1 -p 1 -timeout 20m $(TESTFLAGS) ./test/reliability/... | $(TESTREPORT) stage reliability
-test-kernels: setup-run build $(TESTREPORT) ## Test on other kernels, each in a virtual machine
+test-kernels: setup-run setup-guest guest-kernels test-programs $(TESTREPORT) ## Test on other kernels, each in a virtual machine
 	@go test -json -count 1 -p 1 -timeout 20m $(TESTFLAGS) ./test/kernels/... | $(TESTREPORT) stage kernels
 soak: need-root setup-run test-programs kube-binaries $(TESTREPORT) ## The tests of test-reliability at full size (about an hour)
 	@MILLRACE_SOAK=1 go test -json -count 1 -p 1 -timeout 4h $(TESTFLAGS) ./test/reliability/... | $(TESTREPORT) stage soak

@@ -170,7 +170,7 @@ func TestMissingDevice(t *testing.T) {
 func TestTrafficWhileReattaching(t *testing.T) {
 	needKernel(t)
 	path := pinPath(t)
-	d := open(t, Options{PinPath: path})
+	d := open(t, Options{PinPath: path, SocketsOnly: true})
 	cgroup := testCgroup(t)
 	joinCgroup(t, cgroup)
 	if _, err := d.AttachCgroup(cgroup); err != nil {
@@ -200,7 +200,7 @@ func TestTrafficWhileReattaching(t *testing.T) {
 		}
 	}()
 	for range 3 {
-		next := open(t, Options{PinPath: path})
+		next := open(t, Options{PinPath: path, SocketsOnly: true})
 		if _, err := next.AttachCgroup(cgroup); err != nil {
 			t.Error(err)
 		}
