@@ -62,6 +62,11 @@ func NewService(name string, number int, endpoints ...testbed.Endpoint) testbed.
 
 func targetPort(number int) uint16 { return uint16(8000 + number) }
 
+// NodePort is the address of a service's port on a node.
+func NodePort(service testbed.Service, node *testbed.Node, family int) netip.AddrPort {
+	return netip.AddrPortFrom(node.IP(family), service.Ports[0].NodePort)
+}
+
 // services are those under load, with all the backends that they may have.
 func services(cluster *testbed.Cluster) []testbed.Service {
 	var near, far []testbed.Endpoint
@@ -99,9 +104,7 @@ func paths(cluster *testbed.Cluster, services map[string]testbed.Service) []path
 		}
 	}
 	nodePort := func(service string) func(int) netip.AddrPort {
-		return func(family int) netip.AddrPort {
-			return netip.AddrPortFrom(cluster.Nodes[0].IP(family), services[service].Ports[0].NodePort)
-		}
+		return func(family int) netip.AddrPort { return NodePort(services[service], cluster.Nodes[0], family) }
 	}
 	first, second := cluster.Nodes[0], cluster.Nodes[1]
 	self := &first.Pods[1].Host
