@@ -5,9 +5,12 @@ package faults
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
-	"strconv"
+	"strings"
 	"time"
+
+	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -29,6 +32,7 @@ var faults = []fault{
 	{"no calculator, agents killed", calculatorsAway},
 	{"API server restarted", apiServerRestarted},
 	{"maps enlarged", mapsEnlarged},
+	{"agent of the previous release", previousRelease},
 	{"devices made and removed", devices},
 	{"uplink address added and removed", uplinkAddress},
 	{"pods made and removed", pods},
@@ -184,25 +188,79 @@ func apiServerRestarted(ctx context.Context, r *rig, _ *rand.Rand) error {
 }
 
 // sizes are arguments that make an agent's maps the larger the greater the
-// step.
-func sizes(step int) []string {
-	size := func(flag string, first int) string { return "--max-" + flag + "=" + strconv.Itoa(first<<step) }
-	return []string{
-		size("frontends", 2048), size("backends", 4096), size("routes", 1024),
-		size("embryonic", 8192), size("established", 16384), size("ids", 2048),
+// step. The first frontends do not suffice for the services that come and go,
+// so that their maps grow by themselves as well.
+func sizes(step int) map[string]uint32 {
+	return map[string]uint32{
+		"frontends": 128 << step, "backends": 4096 << step, "routes": 1024 << step,
+		"embryonic": 8192 << step, "established": 16384 << step, "ids": 1024 << step,
 	}
+}
+
+func arguments(sizes map[string]uint32) []string {
+	var list []string
+	for name, size := range sizes {
+		list = append(list, fmt.Sprintf("--max-%s=%d", name, size))
+	}
+	return list
 }
 
 // maxStep bounds how often maps are enlarged.
 const maxStep = 4
 
 // mapsEnlarged restarts an agent with larger maps, or with the first sizes
-// when they have become large.
+// when they have become large: they stay as they are then.
 func mapsEnlarged(ctx context.Context, r *rig, random *rand.Rand) error {
 	node := random.IntN(len(r.agents))
-	return r.withAgent(ctx, node, stop, func(agent *testbed.Agent) error {
-		r.steps[node] = (r.steps[node] + 1) % (maxStep + 1)
-		agent.SetArgs(sizes(r.steps[node])...)
+	r.agentMu[node].Lock()
+	r.steps[node] = (r.steps[node] + 1) % (maxStep + 1)
+	wanted := sizes(r.steps[node])
+	r.agentMu[node].Unlock()
+	err := r.withAgent(ctx, node, stop, func(agent *testbed.Agent) error {
+		agent.SetArgs(arguments(wanted)...)
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	// Calls have no limit of their own, so that it is told what is too small.
+	return testbed.Eventually(ctx, func() error { return checkSizes(context.Background(), r.agents[node], wanted) })
+}
+
+// checkSizes tells which map is smaller than wanted.
+func checkSizes(ctx context.Context, agent *testbed.Agent, wanted map[string]uint32) error {
+	answer, err := agent.ListMaps(ctx, &agentv1.ListMapsRequest{})
+	if err != nil {
+		return err
+	}
+	for _, state := range answer.GetMaps() {
+		name, _, _ := strings.Cut(state.GetName(), "_")
+		if name == "embryonic" || name == "established" {
+			continue
+		}
+		if size := wanted[name]; state.GetMaxEntries() < size {
+			return fmt.Errorf("%s of %s holds %d entries, wanted are %d", state.GetName(), agent.Node.Name, state.GetMaxEntries(), size)
+		}
+	}
+	return nil
+}
+
+// previousRelease runs the previous release's agent for a while: its programs
+// take the place of the present ones, and these theirs.
+func previousRelease(ctx context.Context, r *rig, random *rand.Rand) error {
+	if r.previous.Agent == "" {
+		return nil
+	}
+	node := random.IntN(len(r.agents))
+	for _, program := range []string{r.previous.Agent, r.binaries.Agent} {
+		err := r.withAgent(ctx, node, stop, func(agent *testbed.Agent) error {
+			agent.SetBinary(program)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		pause(random, time.Second)
+	}
+	return nil
 }

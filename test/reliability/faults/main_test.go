@@ -4,6 +4,7 @@ package faults
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/millrace-project/millrace/test/kube/controlplane"
+	"github.com/millrace-project/millrace/test/reliability/skew"
 	"github.com/millrace-project/millrace/test/reliability/traffic"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -47,6 +49,7 @@ const (
 type rig struct {
 	*testbed.Cluster
 	binaries    testbed.Binaries
+	previous    testbed.Binaries // of the previous release, if they can be had
 	plane       *controlplane.ControlPlane
 	calculators []*testbed.Calculator
 	agents      []*testbed.Agent
@@ -71,6 +74,16 @@ func startRig(t *testing.T) *rig {
 	r := &rig{}
 	var err error
 	if r.binaries, err = testbed.BuildBinaries(binDir); err != nil {
+		t.Fatal(err)
+	}
+	release, err := skew.Previous()
+	if err == nil {
+		r.previous, err = release.Build(r.binaries)
+	}
+	if errors.Is(err, skew.ErrNoHistory) {
+		t.Logf("without the previous release: %v", err)
+		r.previous = testbed.Binaries{}
+	} else if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -104,7 +117,7 @@ func startRig(t *testing.T) *rig {
 			t.Fatal(err)
 		}
 	}
-	options := testbed.AgentOptions{Binaries: r.binaries, Calculators: addresses, Args: sizes(0)}
+	options := testbed.AgentOptions{Binaries: r.binaries, Calculators: addresses, Args: arguments(sizes(0))}
 	if r.agents, err = r.StartAgents(ctx, options); err != nil {
 		t.Fatal(err)
 	}

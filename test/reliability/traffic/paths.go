@@ -14,9 +14,9 @@ import (
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
-// MinPodsPerNode is how many pods each of at least two nodes must have: a
-// client and two servers.
-const MinPodsPerNode = 3
+// MinPodsPerNode is how many pods each of at least two nodes must have: two
+// clients and two servers.
+const MinPodsPerNode = 4
 
 // Names of the services under load.
 const (
@@ -70,10 +70,10 @@ func NodePort(service testbed.Service, node *testbed.Node, family int) netip.Add
 // services are those under load, with all the backends that they may have.
 func services(cluster *testbed.Cluster) []testbed.Service {
 	var near, far []testbed.Endpoint
-	for _, pod := range cluster.Nodes[0].Pods[1:MinPodsPerNode] {
+	for _, pod := range cluster.Nodes[0].Pods[2:MinPodsPerNode] {
 		near = append(near, pod.Endpoint())
 	}
-	for _, pod := range cluster.Nodes[1].Pods[1:MinPodsPerNode] {
+	for _, pod := range cluster.Nodes[1].Pods[2:MinPodsPerNode] {
 		far = append(far, pod.Endpoint())
 	}
 	return []testbed.Service{
@@ -107,19 +107,19 @@ func paths(cluster *testbed.Cluster, services map[string]testbed.Service) []path
 		return func(family int) netip.AddrPort { return NodePort(services[service], cluster.Nodes[0], family) }
 	}
 	first, second := cluster.Nodes[0], cluster.Nodes[1]
-	self := &first.Pods[1].Host
+	self := &first.Pods[2].Host
 	return []path{
 		{name: "pod, sockets", host: &first.Pods[0].Host, service: Main, target: clusterIP(Main)},
-		{name: "pod, packets", host: &first.Pods[0].Host, bypass: true, service: Main, target: clusterIP(Main)},
+		{name: "pod, packets", host: &first.Pods[1].Host, bypass: true, service: Main, target: clusterIP(Main)},
 		{name: "second node's pod, sockets", host: &second.Pods[0].Host, service: Main, target: clusterIP(Main)},
-		{name: "second node's pod, packets", host: &second.Pods[0].Host, bypass: true, service: Main, target: clusterIP(Main)},
+		{name: "second node's pod, packets", host: &second.Pods[1].Host, bypass: true, service: Main, target: clusterIP(Main)},
 		{name: "node", host: &first.Host, service: Main, target: clusterIP(Main)},
 		{name: "outside, backend near", host: cluster.Client, bypass: true, service: Near, target: nodePort(Near)},
 		{name: "outside, backend far", host: cluster.Client, bypass: true, service: Far, target: nodePort(Far)},
 		{name: "itself, sockets", host: self, service: Self, target: clusterIP(Self)},
 		{name: "itself, packets", host: self, bypass: true, service: Self, target: clusterIP(Self)},
 		{name: "visits, sockets", host: &second.Pods[0].Host, service: Visits, target: clusterIP(Visits), visits: true},
-		{name: "visits, packets", host: &second.Pods[0].Host, bypass: true, service: Visits, target: clusterIP(Visits), visits: true},
+		{name: "visits, packets", host: &second.Pods[1].Host, bypass: true, service: Visits, target: clusterIP(Visits), visits: true},
 	}
 }
 
