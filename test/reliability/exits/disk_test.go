@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -142,16 +143,13 @@ func (w *world) nextChange(t *testing.T) model {
 	after := w.now.clone()
 	s := after["svc-2"]
 	if len(s.Endpoints) == 2 {
-		s.Endpoints = w.backends[1:4]
+		s.Endpoints = slices.Clone(w.backends[1:4])
 	} else {
-		s.Endpoints = w.backends[:2]
+		s.Endpoints = slices.Clone(w.backends[:2])
 	}
 	after["svc-2"] = s
-	large := service(lastNumber)
-	if len(after[large.Name].Endpoints)%2 == 0 {
-		large.Endpoints = w.backends[:1]
-	}
-	for i := range 150 { // pods that nobody asks
+	large := service(largeNumber)
+	for i := range 150 - len(after[large.Name].Endpoints)%2 { // pods that nobody asks
 		large.Endpoints = append(large.Endpoints, testbed.Endpoint{NodeName: "node-2",
 			IPv4: netip.AddrFrom4([4]byte{10, 244, 2, byte(100 + i)}),
 			IPv6: netip.MustParseAddr(fmt.Sprintf("fd00:10:244:2::%x", 0x100+i))})

@@ -17,6 +17,24 @@ type tally struct {
 	points  int
 	changes int
 	calls   map[string]int
+	// length is how many calls a change of a kind was seen to need, in order to
+	// choose among them.
+	length map[string]int
+}
+
+func newTally() *tally { return &tally{calls: map[string]int{}, length: map[string]int{}} }
+
+// one chooses a call of a change of that kind.
+func (s *tally) one(r *rand.Rand, kind string) int {
+	if s.length[kind] == 0 {
+		s.length[kind] = 5
+	}
+	return 1 + r.IntN(s.length[kind])
+}
+
+// String tells how many exits there were, and before which calls.
+func (s *tally) String() string {
+	return fmt.Sprintf("%d changes, %d exit points: %v", s.changes, s.points, s.calls)
 }
 
 // TestExits makes changes of services and kills the agent before its n-th call
@@ -26,22 +44,24 @@ func TestExits(t *testing.T) {
 	r := random(t)
 	w := start(t, settings{})
 	w.startTraffic(t, w.now["svc-1"])
-	sum := &tally{calls: map[string]int{}}
-	changes := 26
+	sum := newTally()
+	defer func() { t.Log(sum) }()
+	changes, turns := 40, 2
 	if reliability.Soak() {
-		changes = 120
+		changes, turns = 120, 1
 	}
-	began := time.Now()
 	for sum.changes < changes && !t.Failed() {
+		if sum.changes%10 == 9 {
+			w.changeTopology(t, r, sum, turns)
+		}
 		m := mutations[r.IntN(len(mutations))]
 		after := w.now.clone()
 		if !m.apply(r, after, w.backends) {
 			continue
 		}
 		sum.changes++
-		w.change(t, r, sum, fmt.Sprintf("change %d (%s)", sum.changes, m.name), after)
+		w.change(t, r, sum, m.name, after)
 	}
-	t.Logf("%d changes, %d exit points in %v: %v", sum.changes, sum.points, time.Since(began).Round(time.Second), sum.calls)
 }
 
 // change makes a change with an exit: at one random call, or there and back at
@@ -49,31 +69,57 @@ func TestExits(t *testing.T) {
 func (w *world) change(t *testing.T, r *rand.Rand, sum *tally, name string, after model) {
 	t.Helper()
 	before := w.now
+	there := func() { w.apply(t, after) }
+	back := func() { w.apply(t, before) }
 	if !reliability.Soak() {
-		w.exitAt(t, sum, name, 1+r.IntN(10), after)
+		w.exitAt(t, sum, name, sum.one(r, name), there)
 		return
 	}
 	for n := 1; ; n++ {
-		there := w.exitAt(t, sum, name, n, after)
-		back := w.exitAt(t, sum, name+" undone", n, before)
-		if !there && !back || t.Failed() {
+		one := w.exitAt(t, sum, name, n, there)
+		other := w.exitAt(t, sum, name+" undone", n, back)
+		if !one && !other {
 			break
 		}
 	}
-	w.exitAt(t, sum, name, 1<<30, after)
+	w.exitAt(t, sum, name, 1<<30, there)
+}
+
+// changeTopology does the same with pods and nodes: some random exits, or all.
+func (w *world) changeTopology(t *testing.T, r *rand.Rand, sum *tally, turns int) {
+	t.Helper()
+	for _, c := range topologies {
+		for n := 1; ; n++ {
+			come, leave := n, n
+			if !reliability.Soak() {
+				if n > turns {
+					break
+				}
+				come, leave = sum.one(r, c.name+" comes"), sum.one(r, c.name+" goes")
+			}
+			there := w.exitAt(t, sum, c.name+" comes", come, func() { c.there(t, w) })
+			back := w.exitAt(t, sum, c.name+" goes", leave, func() { c.back(t, w) })
+			sum.changes += 2
+			if !there && !back && reliability.Soak() {
+				break
+			}
+		}
+	}
 }
 
 // exitAt makes a change, kills the agent before its n-th call and starts it
 // again; false if it converged in fewer calls.
-func (w *world) exitAt(t *testing.T, sum *tally, name string, n int, after model) bool {
+func (w *world) exitAt(t *testing.T, sum *tally, name string, n int, change func()) bool {
 	t.Helper()
 	before := w.now
 	w.supervisor.KillBefore(n)
-	w.apply(t, after)
+	change()
 	err := w.converge(30 * time.Second)
 	if err == nil {
+		sum.length[name] = w.supervisor.Count() + 1
 		w.supervisor.Set(nil)
-		return w.checkTraffic(t, name) && false
+		w.checkTraffic(t, name)
+		return false
 	}
 	call := w.supervisor.Killed()
 	if !errors.Is(err, errDied) || call == nil {
@@ -81,22 +127,22 @@ func (w *world) exitAt(t *testing.T, sum *tally, name string, n int, after model
 	}
 	sum.points++
 	sum.calls[call.String()]++
-	at := fmt.Sprintf("%s, killed before call %d, %s", name, n, call)
-	w.away(t, at, before, after)
+	at := fmt.Sprintf("change %d, %s, killed before call %d, %s", sum.changes, name, n, call)
+	w.away(t, at, before, w.now)
 	w.supervisor.Set(nil)
 	w.launch(t)
 	w.mustConverge(t, at+", restarted")
-	return w.checkTraffic(t, at)
+	w.checkTraffic(t, at)
+	return true
 }
 
 // checkTraffic tells at which exit traffic was interrupted.
-func (w *world) checkTraffic(t *testing.T, when string) bool {
+func (w *world) checkTraffic(t *testing.T, when string) {
 	t.Helper()
 	if w.traffic == nil {
-		return true
+		return
 	}
 	if err := w.traffic.err(); err != nil {
 		t.Fatalf("%s: traffic was interrupted: %v", when, err)
 	}
-	return true
 }

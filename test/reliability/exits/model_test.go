@@ -100,6 +100,7 @@ const (
 	stableNumber = 1
 	firstNumber  = 2
 	lastNumber   = 12
+	largeNumber  = 13
 )
 
 func target(n int) uint16 { return uint16(8000 + n) }
@@ -234,10 +235,18 @@ var mutations = []mutation{
 		func(_ *rand.Rand, n int, s *testbed.Service, _ []testbed.Endpoint) {
 			s.Ports = append(s.Ports, portOf(n, corev1.ProtocolUDP, s.Ports[0].NodePort))
 		}),
-	edit("add an external address", func(s testbed.Service) bool { return len(s.ExternalIPs) == 0 },
-		func(_ *rand.Rand, n int, s *testbed.Service, _ []testbed.Endpoint) {
-			s.ExternalIPs = []netip.Addr{testbed.ExternalIP(4, n), testbed.ExternalIP(6, n)}
-		}),
+	{"add an external address", func(r *rand.Rand, m model, _ []testbed.Endpoint) bool {
+		n, s, ok := pick(r, m, func(s testbed.Service) bool { return len(s.ExternalIPs) == 0 })
+		addr := testbed.ExternalIP(4, n)
+		for _, other := range m {
+			ok = ok && !slices.Contains(other.ExternalIPs, addr) // it may have moved
+		}
+		if ok {
+			s.ExternalIPs = []netip.Addr{addr, testbed.ExternalIP(6, n)}
+			m[s.Name] = s
+		}
+		return ok
+	}},
 	{"move an external address", func(r *rand.Rand, m model, _ []testbed.Endpoint) bool {
 		_, from, ok := pick(r, m, func(s testbed.Service) bool { return len(s.ExternalIPs) > 0 })
 		_, to, found := pick(r, m, func(s testbed.Service) bool { return len(s.ExternalIPs) == 0 })

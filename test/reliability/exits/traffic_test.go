@@ -16,7 +16,7 @@ import (
 
 // patience is how long an exchange may take, far beyond what it takes on a busy
 // machine.
-const patience = 3 * time.Second
+const patience = 10 * time.Second
 
 // flow is a socket that stays open.
 type flow struct {
@@ -111,7 +111,7 @@ func (t *traffic) stop() error {
 }
 
 // pace is how often each flow and each dialler makes an exchange.
-const pace = 150 * time.Millisecond
+const pace = 250 * time.Millisecond
 
 func (t *traffic) goOn(f *flow) {
 	for {

@@ -29,7 +29,9 @@ type world struct {
 	// backends are the pods that services may use.
 	backends []testbed.Endpoint
 	now      model
-	traffic  *traffic
+	// extraNode tells that there is a node more than the cluster has.
+	extraNode bool
+	traffic   *traffic
 }
 
 // settings of a world that tests change.
@@ -106,7 +108,7 @@ func (w *world) up(t *testing.T, set settings) {
 	s := service(stableNumber, w.backends[0])
 	base[s.Name] = s
 	for i, count := range []int{2, 3, 1} {
-		s := service(firstNumber+i, w.backends[:count]...)
+		s := service(firstNumber+i, slices.Clone(w.backends[:count])...)
 		base[s.Name] = s
 	}
 	w.apply(t, base)
@@ -215,6 +217,9 @@ func (w *world) same(ctx context.Context, status *agentv1.GetStatusResponse) err
 	if !stream.GetConnected() || !stream.GetInSync() || stream.GetProgrammedRevision() < stream.GetReceivedRevision() {
 		return fmt.Errorf("not in sync: %v", stream)
 	}
+	if err := w.checkTopology(status); err != nil {
+		return err
+	}
 	diff, err := w.agent.DiffDesired(ctx, &agentv1.DiffDesiredRequest{})
 	if err != nil {
 		return err
@@ -279,19 +284,23 @@ func (w *world) ask(k *kernel, before, after model) error {
 		wrong = errors.Join(wrong, w.askOne(f, was, will))
 	}
 	for f := range k.frontends {
-		if !was[f].equal(will[f]) && !f.addr.Addr().IsLoopback() {
+		if !was[f].equal(will[f]) && answers(f) {
 			dial(f)
 		}
 	}
 	for f := range k.frontends {
-		if asked > 0 {
-			break
-		}
-		if !f.addr.Addr().IsLoopback() {
+		if asked == 0 && answers(f) {
 			dial(f)
 		}
 	}
 	return wrong
+}
+
+// answers tells whether the frontend may be asked: that of the large service has
+// backends that are nowhere, and those on loopback are for the node itself.
+func answers(f frontend) bool {
+	large := service(largeNumber)
+	return !f.addr.Addr().IsLoopback() && f.addr.Port() != large.Ports[0].NodePort && !slices.Contains(large.ClusterIPs, f.addr.Addr())
 }
 
 // askOne dials a frontend from where it is to work.

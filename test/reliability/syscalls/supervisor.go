@@ -39,6 +39,7 @@ type Supervisor struct {
 	listen int
 
 	mu     sync.Mutex
+	always Rule
 	rule   Rule
 	count  int
 	killed *Call
@@ -89,11 +90,34 @@ func (s *Supervisor) Set(rule Rule) {
 	s.rule, s.count, s.killed = rule, 0, nil
 }
 
+// Always sets a rule that comes before all others, nil for none: what it does not
+// let be is not for them to decide. It makes a kernel look as if it had less.
+func (s *Supervisor) Always(rule Rule) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.always = rule
+}
+
 // KillBefore sets the rule that kills the process before its n-th counted call
 // from now.
 func (s *Supervisor) KillBefore(n int) {
 	s.Set(func(c *Call) Verdict {
 		if c.Number >= n {
+			return Kill
+		}
+		return Continue
+	})
+}
+
+// KillAfter sets the rule that kills the process before the n-th counted call from
+// the first that begin accepts, which is the first of them.
+func (s *Supervisor) KillAfter(begin func(*Call) bool, n int) {
+	first := 0
+	s.Set(func(c *Call) Verdict {
+		if first == 0 && begin(c) {
+			first = c.Number
+		}
+		if first != 0 && c.Number >= first+n-1 {
 			return Kill
 		}
 		return Continue
@@ -250,7 +274,10 @@ func (s *Supervisor) decide(p *process, n *notification) {
 		s.mu.Lock()
 		s.count++
 		call.Number = s.count
-		if s.rule != nil {
+		if s.always != nil {
+			verdict = s.always(call)
+		}
+		if s.rule != nil && verdict == Continue {
 			verdict = s.rule(call)
 		}
 		if verdict.kill && s.killed == nil {

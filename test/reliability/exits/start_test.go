@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exits
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/millrace-project/millrace/test/reliability"
+	"github.com/millrace-project/millrace/test/reliability/syscalls"
+)
+
+// sample returns count of the numbers 1 to all, or all of them in a soak.
+func sample(r *rand.Rand, all, count int) []int {
+	numbers := make([]int, all)
+	for i := range numbers {
+		numbers[i] = i + 1
+	}
+	if reliability.Soak() || count >= all {
+		return numbers
+	}
+	r.Shuffle(all, func(i, j int) { numbers[i], numbers[j] = numbers[j], numbers[i] })
+	numbers = numbers[:count]
+	slices.Sort(numbers)
+	return numbers
+}
+
+// died waits until the agent was killed by the supervisor; false if it converged
+// instead.
+func (w *world) died(t *testing.T, when string) bool {
+	t.Helper()
+	err := w.converge(30 * time.Second)
+	if err != nil && (!errors.Is(err, errDied) || w.supervisor.Killed() == nil) {
+		t.Fatalf("%s: %v", when, err)
+	}
+	return err != nil
+}
+
+// TestExitsAtStart kills a starting agent before its n-th call, while it adopts
+// what is in the kernel and has a change to program that came when it was away.
+func TestExitsAtStart(t *testing.T) {
+	r := random(t)
+	w := start(t, settings{})
+	w.startTraffic(t, w.now["svc-1"])
+	sum := newTally()
+	w.exitsAtStart(t, r, sum, 12)
+	t.Log(sum)
+}
+
+func (w *world) exitsAtStart(t *testing.T, r *rand.Rand, sum *tally, count int) {
+	t.Helper()
+	w.kill(t)
+	w.supervisor.Set(nil)
+	w.apply(t, w.nextChange(t))
+	w.launch(t)
+	w.mustConverge(t, "counting the calls of a start")
+	for _, n := range sample(r, w.supervisor.Count(), count) {
+		w.kill(t)
+		before := w.now
+		w.apply(t, w.nextChange(t))
+		w.supervisor.KillBefore(n)
+		w.launch(t)
+		if !w.died(t, fmt.Sprintf("start with an exit before call %d", n)) {
+			continue // a change needs some calls more or less
+		}
+		call := w.supervisor.Killed()
+		sum.points++
+		sum.calls[call.String()]++
+		at := fmt.Sprintf("start, killed before call %d, %s", n, call)
+		w.away(t, at, before, w.now)
+		w.supervisor.Set(nil)
+		w.launch(t)
+		w.mustConverge(t, at+", restarted")
+		w.checkTraffic(t, at)
+	}
+}
+
+// withoutTCX lets the kernel look like one before 6.6.
+func withoutTCX(c *syscalls.Call) syscalls.Verdict {
+	if c.Name == "LINK_CREATE" && (c.Attach == ebpf.AttachTCXIngress || c.Attach == ebpf.AttachTCXEgress) {
+		return syscalls.Fail(unix.EINVAL)
+	}
+	return syscalls.Continue
+}
+
+// TestExitsWithoutTCX does all of it on clsact filters: pods that come and go,
+// starts, cleanups.
+func TestExitsWithoutTCX(t *testing.T) {
+	r := random(t)
+	w := start(t, settings{prepare: func(w *world) { w.supervisor.Always(withoutTCX) }})
+	running := w.startTraffic(t, w.now["svc-1"])
+	sum := newTally()
+	w.changeTopology(t, r, sum, 5)
+	w.exitsAtStart(t, r, sum, 5)
+	if err := running.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.traffic = nil
+	w.exitsOfCleanup(t, r, sum, 3)
+	t.Log(sum)
+}
