@@ -109,6 +109,7 @@ type Plane struct {
 	inSync bool
 	// unpruned tells that stale frontends could not be removed yet.
 	unpruned bool
+	stale    string // why, for people
 
 	// full are tables that had no room for something since they were looked at.
 	full map[string]struct{}
@@ -215,6 +216,9 @@ func (p *Plane) result() dataplane.Result {
 
 func (p *Plane) report() *dataplanev1.Report {
 	report := &dataplanev1.Report{Problems: slices.Concat(p.problems, p.lost)}
+	if p.stale != "" {
+		report.Problems = append(report.Problems, p.stale)
+	}
 	if p.growthFault != "" {
 		report.Problems = append(report.Problems, p.growthFault)
 	}
@@ -233,10 +237,11 @@ func (p *Plane) prune() {
 	if removed > 0 {
 		p.log.Info("removed frontends of services that are no more", zap.Int("count", removed))
 	}
+	p.unpruned, p.stale = err != nil, ""
 	if err != nil {
 		p.log.Error("remove stale frontends", zap.Error(err))
+		p.stale = fmt.Sprintf("frontends of services that are no more could not be removed: %v; it is tried again", err)
 	}
-	p.unpruned = err != nil
 }
 
 // serviceOf returns the service that a slice's key names a part of.
@@ -381,9 +386,11 @@ func (p *Plane) ForgetIDs(unused map[uint32]struct{}) {
 	if !p.inSync || len(unused) == 0 {
 		return
 	}
+	named := p.services.Unclaimed()
 	var keys []tables.IDKey
 	for key, id := range p.ids.Resting() {
-		if _, ok := unused[id]; ok {
+		_, ok := unused[id]
+		if _, still := named[id]; ok && !still {
 			keys = append(keys, key)
 		}
 	}

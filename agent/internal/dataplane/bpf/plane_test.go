@@ -484,11 +484,16 @@ func (f *faulty) DeleteFrontends(family tables.Family, keys []tables.FrontendKey
 	return f.Tables.DeleteFrontends(family, keys)
 }
 
-// TestPruneAgain lets the first removal of stale frontends fail: a retry does it.
+// TestPruneAgain lets the first removal of stale frontends fail: it is told, their
+// number stays taken although no flow names it, and a retry removes them.
 func TestPruneAgain(t *testing.T) {
 	n := newNode(t)
 	stranger := layout.FrontendKeyV4{Addr: layout.V4(ip("10.77.0.1")), Port: layout.Port(77), Proto: 6}
 	if err := n.kernel.V4.Frontends.Put(&stranger, &layout.Frontend{ServiceID: 99}); err != nil {
+		t.Fatal(err)
+	}
+	owner, id := layout.NewIDKey("service-port", "gone"), uint32(99)
+	if err := n.kernel.IDs.Put(&owner, &id); err != nil {
 		t.Fatal(err)
 	}
 	n.start()
@@ -497,12 +502,23 @@ func TestPruneAgain(t *testing.T) {
 	if err := n.plane.adopt(); err != nil {
 		t.Fatal(err)
 	}
-	if result := n.plane.Apply(context.Background(), dataplane.Change{InSync: true}); !result.Retry {
-		t.Fatal("no retry asked for")
+	result := n.plane.Apply(context.Background(), dataplane.Change{InSync: true})
+	if problems := fmt.Sprint(result.Report.GetProblems()); !result.Retry || !strings.Contains(problems, "injected") {
+		t.Fatalf("retry %v, problems %s", result.Retry, problems)
+	}
+	forget := func() (kept bool) {
+		n.plane.ForgetIDs(map[uint32]struct{}{id: {}})
+		return n.kernel.IDs.Lookup(&owner, &id) == nil
+	}
+	if !forget() {
+		t.Fatal("the number of a frontend that is there was given up")
 	}
 	broken.deletes = nil
-	if result := n.plane.Retry(context.Background()); result.Retry {
-		t.Fatal("still to be retried")
+	if result := n.plane.Retry(context.Background()); result.Retry || len(result.Report.GetProblems()) > 0 {
+		t.Fatalf("still to be retried: %v", result.Report.GetProblems())
+	}
+	if forget() {
+		t.Fatal("the number of nothing is still taken")
 	}
 	var v layout.Frontend
 	if err := n.kernel.V4.Frontends.Lookup(&stranger, &v); err == nil {

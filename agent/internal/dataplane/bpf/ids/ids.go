@@ -33,17 +33,21 @@ type Allocator struct {
 	// resting numbers have lost their owner but may still be named by
 	// conntrack records, here or in an earlier life of the agent.
 	resting map[tables.IDKey]uint32
-	last    uint32
+	// reserved numbers are of keys whose write failed: the map may hold it all the
+	// same, so it is the key's and nobody else's.
+	reserved map[tables.IDKey]uint32
+	last     uint32
 }
 
 // New adopts the numbers that the map holds. They rest until somebody asks for
 // them again.
 func New(table tables.IDs) (*Allocator, error) {
 	a := &Allocator{
-		table:   table,
-		ids:     map[tables.IDKey]uint32{},
-		taken:   map[uint32]struct{}{},
-		resting: map[tables.IDKey]uint32{},
+		table:    table,
+		ids:      map[tables.IDKey]uint32{},
+		taken:    map[uint32]struct{}{},
+		resting:  map[tables.IDKey]uint32{},
+		reserved: map[tables.IDKey]uint32{},
 	}
 	err := table.ReadIDs(func(e tables.IDEntry) {
 		a.resting[e.Key] = e.ID
@@ -80,7 +84,10 @@ func (a *Allocator) Ensure(keys []tables.IDKey) map[tables.IDKey]error {
 		if _, ok := pending[key]; ok {
 			continue
 		}
-		id, ok := a.next()
+		id, ok := a.reserved[key]
+		if !ok {
+			id, ok = a.next()
+		}
 		if !ok {
 			failed[key] = ErrFull
 			continue
@@ -105,12 +112,13 @@ func (a *Allocator) Ensure(keys []tables.IDKey) map[tables.IDKey]error {
 			continue
 		}
 		a.ids[e.Key] = e.ID
+		delete(a.reserved, e.Key)
 	}
 	return failed
 }
 
 func (a *Allocator) fail(failed map[tables.IDKey]error, e tables.IDEntry, err error) {
-	delete(a.taken, e.ID)
+	a.reserved[e.Key] = e.ID
 	if errors.Is(err, unix.E2BIG) {
 		err = fmt.Errorf("%w: %w", ErrFull, err)
 	}

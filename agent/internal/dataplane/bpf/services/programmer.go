@@ -49,6 +49,8 @@ type slot struct {
 	value   tables.Frontend
 	present bool
 	holder  *port
+	// last is the service that gave it up last.
+	last string
 }
 
 // backing is where the backends of a service port stand, in one family.
@@ -310,6 +312,18 @@ func (p *Programmer) Answers(key tables.FrontendKey, addr tables.Address, portNu
 	b := &s.holder.family[key.Family]
 	is := func(x tables.Backend) bool { return x.Addr == addr && x.Port == portNumber }
 	return slices.ContainsFunc(b.backends, is) || slices.ContainsFunc(b.draining, is)
+}
+
+// Unclaimed returns the numbers that frontends of no service have: those that
+// could not be removed yet.
+func (p *Programmer) Unclaimed() map[uint32]struct{} {
+	numbers := map[uint32]struct{}{}
+	for _, s := range p.slots {
+		if s.present && s.holder == nil {
+			numbers[s.value.ServiceID] = struct{}{}
+		}
+	}
+	return numbers
 }
 
 // UsersOf returns the services that have a backend with one of the addresses.

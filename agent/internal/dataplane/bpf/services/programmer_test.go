@@ -529,3 +529,29 @@ func TestUnclaimed(t *testing.T) {
 		t.Fatal("a backend of a pruned frontend counts as there")
 	}
 }
+
+// TestFailingRemoval removes a service while nothing can be deleted: its error
+// says so, it is tried again, and then nothing of it is left.
+func TestFailingRemoval(t *testing.T) {
+	r := newRig(t, newMemory(4096), 1)
+	var name string
+	for name == "" {
+		r.apply(r.random.batch())
+		for n, s := range r.prog.services {
+			if len(s.ports[0].claims) > 0 {
+				name = n
+			}
+		}
+	}
+	gone := func(string) ([]Port, []Problem) { return nil, nil }
+	r.maps.after, r.maps.fails = nil, func() bool { return true }
+	result := r.prog.Apply([]string{name}, gone)
+	if problems := result.Problems[name]; len(problems) != 1 || !slices.Equal(result.Retry, []string{name}) {
+		t.Fatalf("problems %v, retry %v; want one of %s, and another attempt", problems, result.Retry, name)
+	}
+	r.maps.fails = nil
+	result = r.prog.Apply(result.Retry, gone)
+	if len(result.Problems[name]) != 0 || len(result.Retry) != 0 || len(r.prog.orphans) != 0 {
+		t.Fatalf("problems %v, retry %v, left %v", result.Problems[name], result.Retry, r.prog.orphans)
+	}
+}

@@ -116,7 +116,7 @@ func (tx *transaction) release(name string) {
 			if want != nil && slices.ContainsFunc(want.Claims, func(w Claim) bool { return w.Key == c.Key }) {
 				continue
 			}
-			tx.slots[c.Key].holder = nil
+			tx.slots[c.Key].holder, tx.slots[c.Key].last = nil, name
 			tx.released[c.Key] = struct{}{}
 			tx.staleUDP = tx.staleUDP || port.proto == protoUDP
 			for waiter := range tx.waiters[c.Key] {
@@ -427,6 +427,7 @@ func (tx *transaction) deleteFrontends(f tables.Family) {
 			if err := tx.tables.DeleteFrontends(f, []tables.FrontendKey{key}); err != nil {
 				// What it uses waits for it; the next transaction tries again.
 				tx.orphans[key] = struct{}{}
+				tx.tellOrphan(f, key, err)
 				continue
 			}
 		}
@@ -440,6 +441,21 @@ func (tx *transaction) deleteFrontends(f tables.Family) {
 			s.present = false
 		}
 	}
+}
+
+// tellOrphan notes at the service that gave a frontend up that it could not be
+// removed, once a service.
+func (tx *transaction) tellOrphan(f tables.Family, key tables.FrontendKey, err error) {
+	name := tx.slots[key].last
+	if _, ours := tx.wanted[name]; !ours {
+		return // was told when it began
+	}
+	if _, told := tx.retry[name]; told {
+		return
+	}
+	tx.retry[name] = struct{}{}
+	problem := writeProblem(err, fmt.Sprintf("remove %s from frontends_%s", key, f))
+	tx.problems[name] = append(tx.problems[name], problem)
 }
 
 // CompareKeys orders frontends by address, port and protocol.
