@@ -26,8 +26,10 @@ type Call struct {
 	Map string
 	// Keys are the keys that it changes in Map.
 	Keys []byte
-	// Attach is the kind of the link that LINK_CREATE makes.
+	// Attach is the kind of the link that LINK_CREATE makes, Target the number of
+	// the device, or of the descriptor, that it makes it to.
 	Attach ebpf.AttachType
+	Target int
 }
 
 // String is, for instance, "MAP_UPDATE_BATCH frontends_v4" or "write state.log".
@@ -121,6 +123,7 @@ const (
 	attrBatchKeys  = 16 // of commands for batches
 	attrBatchCount = 32
 	attrBatchFD    = 36
+	attrTarget     = 4 // of LINK_CREATE
 	attrAttachType = 8 // of LINK_CREATE
 	attrPath       = 0 // of OBJ_PIN
 )
@@ -135,7 +138,7 @@ func (p *process) describeBPF(cmd uint32, at uint64, size int) *Call {
 	case unix.BPF_OBJ_PIN:
 		call.Path = p.stringAt(u64(attrPath))
 	case unix.BPF_LINK_CREATE:
-		call.Attach = ebpf.AttachType(u32(attrAttachType))
+		call.Attach, call.Target = ebpf.AttachType(u32(attrAttachType)), int(u32(attrTarget))
 	case unix.BPF_MAP_UPDATE_ELEM, unix.BPF_MAP_DELETE_ELEM, unix.BPF_MAP_LOOKUP_AND_DELETE_ELEM:
 		p.describeMap(call, int(u32(attrMapFD)), u64(attrKey), 1)
 	case unix.BPF_MAP_UPDATE_BATCH, unix.BPF_MAP_DELETE_BATCH, unix.BPF_MAP_LOOKUP_AND_DELETE_BATCH:
