@@ -40,10 +40,7 @@ func (d *Dataplane) digest(maps map[string]*ebpf.Map) (string, error) {
 	}
 	h := sha256.New()
 	fmt.Fprintf(h, "%s %s\n", unix.ByteSliceToString(uts.Release[:]), unix.ByteSliceToString(uts.Version[:]))
-	for _, o := range d.objects {
-		fmt.Fprintf(h, "object %s %d\n", o.name, len(o.elf))
-		h.Write(o.elf)
-	}
+	fmt.Fprintf(h, "objects %s\n", objectsDigest(d.objects))
 	variants := d.variants()
 	for _, name := range sortedKeys(variants) {
 		fmt.Fprintf(h, "%s %t\n", name, variants[name])

@@ -156,7 +156,7 @@ func TestOtherObjectsAreLoaded(t *testing.T) {
 	open(t, o).Close()
 	other := slices.Clone(objects)
 	other[0].elf = append(slices.Clone(other[0].elf), 0)
-	d, err := openObjects(o, other)
+	d, err := openRelease(o, other, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

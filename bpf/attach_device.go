@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -90,21 +91,28 @@ func (d *Dataplane) attachTCX(ifindex int, hook Hook, name string, prog *ebpf.Pr
 		a.Adopted = adopted
 		return a, err
 	}
-	// Before all others: what they see is what the stack sees.
-	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: hook.attachType(),
-		Anchor: link.Head()})
+	// Before all others: what they see is what the stack sees. Behind the past.
+	anchor := link.Head()
+	if before, err := link.LoadPinnedLink(d.pastPin(a.Pin), nil); err == nil {
+		defer before.Close()
+		if info, err := before.Info(); err == nil && same(info) {
+			anchor = link.AfterLink(before)
+		}
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: hook.attachType(), Anchor: anchor})
 	if err != nil {
 		return a, err
 	}
 	return a, pinLink(l, a.Pin)
 }
 
-// Filter by which a program stands on clsact: fixed, so that it is replaced and
-// removed and nobody else's is.
-const (
-	clsactPriority = 1
-	clsactHandle   = 0x6d72 // "mr"
-)
+// Filters by which programs stand on clsact: fixed, so that they are replaced
+// and removed and nobody else's are. Of one priority the kernel runs them in the
+// order in which they came; there are two only while a generation succeeds
+// another.
+const clsactPriority = 1
+
+var clsactHandles = []uint32{0x6d72, 0x6d73} // "mr", "ms"
 
 func clsactParent(hook Hook) uint32 {
 	if hook == Egress {
@@ -113,11 +121,11 @@ func clsactParent(hook Hook) uint32 {
 	return netlink.HANDLE_MIN_INGRESS
 }
 
-func clsactFilter(ifindex int, hook Hook) *netlink.BpfFilter {
+func clsactFilter(ifindex int, hook Hook, handle uint32) *netlink.BpfFilter {
 	return &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{
 		LinkIndex: ifindex,
 		Parent:    clsactParent(hook),
-		Handle:    clsactHandle,
+		Handle:    handle,
 		Protocol:  unix.ETH_P_ALL,
 		Priority:  clsactPriority,
 	}}
@@ -129,7 +137,7 @@ func (d *Dataplane) attachClsact(ifindex int, hook Hook, name string, prog *ebpf
 	a := Attachment{Kind: KindClsact, Ifindex: ifindex, Hook: hook, Pin: d.devicePin(KindClsact, ifindex, hook)}
 	if _, err := os.Lstat(a.Pin); err == nil {
 		a.Adopted = true
-		if d.runsClsact(ifindex, hook, a.Pin, name) {
+		if f := a.filter(); f != nil && f.Id == int(d.ids[name]) {
 			return a, nil
 		}
 	}
@@ -150,6 +158,7 @@ func (d *Dataplane) attachClsact(ifindex int, hook Hook, name string, prog *ebpf
 // replaceClsact makes the filter run a program, and the pin remember it. Pinned
 // first: a crash in between leaves nothing that is not found again.
 func replaceClsact(a Attachment, name string, prog *ebpf.Program) error {
+	handle := a.handle()
 	fresh := a.Pin + "~" // names with ~ are not read back
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove left-over pin: %w", err)
@@ -166,7 +175,7 @@ func replaceClsact(a Attachment, name string, prog *ebpf.Program) error {
 	if err := os.Rename(fresh, a.Pin); err != nil {
 		return fmt.Errorf("pin program: %w", err)
 	}
-	f := clsactFilter(a.Ifindex, a.Hook)
+	f := clsactFilter(a.Ifindex, a.Hook, handle)
 	f.Fd, f.Name, f.DirectAction = prog.FD(), name, true
 	if err := netlink.FilterReplace(f); err != nil {
 		return fmt.Errorf("add filter: %w", err)
@@ -174,41 +183,67 @@ func replaceClsact(a Attachment, name string, prog *ebpf.Program) error {
 	return nil
 }
 
-// runsClsact tells whether both the filter and the pin in its place are of the
-// named program.
-func (d *Dataplane) runsClsact(ifindex int, hook Hook, pin, name string) bool {
-	p, err := ebpf.LoadPinnedProgram(pin, nil)
-	if err != nil {
-		return false
-	}
-	defer p.Close()
-	if id, err := programID(p); err != nil || id != d.ids[name] {
-		return false
-	}
-	f := findClsact(ifindex, hook)
-	return f != nil && f.Id == int(d.ids[name])
-}
-
-// findClsact returns the filter that a device has, or nil.
-func findClsact(ifindex int, hook Hook) *netlink.BpfFilter {
-	want := clsactFilter(ifindex, hook)
-	filters, err := netlink.FilterList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}, want.Parent)
+// filters lists the device's that are ours, those of the other generation left
+// out.
+func (a Attachment) filters() []*netlink.BpfFilter {
+	parent := clsactParent(a.Hook)
+	all, err := netlink.FilterList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: a.Ifindex}}, parent)
 	if err != nil {
 		return nil
 	}
-	for _, f := range filters {
+	others, _ := pinnedProgramID(elsewhere(a.Pin))
+	var ours []*netlink.BpfFilter
+	for _, f := range all {
 		have, ok := f.(*netlink.BpfFilter)
-		if ok && have.Handle == want.Handle && have.Priority == want.Priority && have.DirectAction {
-			return have
+		if ok && have.Priority == clsactPriority && slices.Contains(clsactHandles, have.Handle) && have.DirectAction &&
+			(others == 0 || have.Id != int(others)) {
+			ours = append(ours, have)
 		}
+	}
+	return ours
+}
+
+// filter is the attachment's, nil if somebody removed it.
+func (a Attachment) filter() *netlink.BpfFilter {
+	if all := a.filters(); len(all) > 0 {
+		return all[0]
 	}
 	return nil
 }
 
-// removeClsact removes the filter. The qdisc stays: others may use it, and
+// handle is that of the attachment's filter, or for one to be made, that the
+// other generation does not have.
+func (a Attachment) handle() uint32 {
+	if f := a.filter(); f != nil {
+		return f.Handle
+	}
+	other := Attachment{Kind: a.Kind, Ifindex: a.Ifindex, Hook: a.Hook, Pin: elsewhere(a.Pin)}
+	if _, err := os.Lstat(other.Pin); err == nil {
+		if f := other.filter(); f != nil && f.Handle == clsactHandles[0] {
+			return clsactHandles[1]
+		}
+	}
+	return clsactHandles[0]
+}
+
+// pinnedProgramID is the id of a pinned program.
+func pinnedProgramID(pin string) (ebpf.ProgramID, error) {
+	p, err := ebpf.LoadPinnedProgram(pin, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer p.Close()
+	return programID(p)
+}
+
+// removeFilter removes the filter. The qdisc stays: others may use it, and
 // empty it costs nothing.
-func removeClsact(ifindex int, hook Hook) error {
-	err := netlink.FilterDel(clsactFilter(ifindex, hook))
+func (a Attachment) removeFilter() error {
+	f := a.filter()
+	if f == nil {
+		return nil
+	}
+	err := netlink.FilterDel(clsactFilter(a.Ifindex, a.Hook, f.Handle))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
 		return nil // the filter, the qdisc or the device is gone
 	}

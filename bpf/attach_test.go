@@ -105,7 +105,7 @@ func TestDevicesWithClsact(t *testing.T) {
 	path := pinPath(t)
 	d := open(t, Options{PinPath: path, ForceClsact: true})
 	// Somebody else's filter stays.
-	other := clsactFilter(ifindex, Ingress)
+	other := clsactFilter(ifindex, Ingress, clsactHandles[0])
 	if _, err := d.AttachDevice(ifindex, Pod); err != nil {
 		t.Fatal(err)
 	}

@@ -121,7 +121,7 @@ func (a Attachment) severed() (bool, error) {
 // remove detaches and removes the pin.
 func (a Attachment) remove() error {
 	if a.Kind == KindClsact {
-		if err := removeClsact(a.Ifindex, a.Hook); err != nil {
+		if err := a.removeFilter(); err != nil {
 			return err
 		}
 		return os.Remove(a.Pin)
@@ -145,6 +145,13 @@ func (d *Dataplane) removeWhere(pick func(Attachment) bool) error {
 	all, err := attachments(d.opts.PinPath)
 	if err != nil {
 		return err
+	}
+	if d.past != nil {
+		before, err := attachments(d.past.path)
+		if err != nil {
+			return err
+		}
+		all = append(all, before...)
 	}
 	var errs []error
 	for _, a := range all {

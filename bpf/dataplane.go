@@ -64,9 +64,14 @@ type Dataplane struct {
 	use sync.RWMutex
 	programSet
 	// strays are programs of a growth that failed and that attachments may run.
-	strays  map[ebpf.ProgramID]string
-	maps    map[string]*ebpf.Map // those that programs name
-	adopted []Adopted
+	strays map[ebpf.ProgramID]string
+	// described are all objects, even if only some are loaded.
+	described   []object
+	conversions []conversion
+	layouts     Layouts              // that the objects want; nil when the pinned ones are known to be these
+	past        *past                // nil but while a generation with other layouts is succeeded
+	maps        map[string]*ebpf.Map // those that programs name
+	adopted     []Adopted
 
 	mu      sync.Mutex // guards attachments' pins
 	barrier barrier
@@ -86,22 +91,35 @@ var ErrLayout = errors.New("layout of a pinned map differs from the programs'")
 // Open creates or adopts the maps, and adopts the programs or loads them; it
 // attaches nothing. Existing attachments go on with the programs they have
 // until AttachCgroup and AttachDevice exchange them.
-func Open(opts Options) (*Dataplane, error) { return openObjects(opts, objects) }
+func Open(opts Options) (*Dataplane, error) { return openRelease(opts, objects, conversions) }
 
-// openObjects opens a dataplane of the given objects.
-func openObjects(opts Options, from []object) (_ *Dataplane, err error) {
+// openRelease opens a dataplane of the given objects, which may succeed one with
+// other layouts.
+func openRelease(opts Options, all []object, known []conversion) (_ *Dataplane, err error) {
+	if opts.PinPath != "" {
+		if err := finishRetiring(opts.PinPath); err != nil {
+			return nil, err
+		}
+	}
 	if err := makePinDirs(opts.PinPath); err != nil {
 		return nil, err
 	}
+	from := all
 	if opts.SocketsOnly {
 		from = slices.DeleteFunc(slices.Clone(from), func(o object) bool { return !strings.HasPrefix(o.name, "sock_") })
 	}
-	d := &Dataplane{opts: opts, objects: from, maps: make(map[string]*ebpf.Map)}
+	d := &Dataplane{opts: opts, objects: from, described: all, conversions: known, maps: make(map[string]*ebpf.Map)}
 	defer func() {
 		if err != nil {
 			d.Close()
 		}
 	}()
+	if err := d.changeLayouts(); err != nil {
+		return nil, err
+	}
+	if err := d.openPast(); err != nil {
+		return nil, err
+	}
 	d.tcx = !opts.ForceClsact && haveTCX() == nil
 	spec, err := d.mapSpecs()
 	if err != nil {
@@ -115,9 +133,7 @@ func openObjects(opts Options, from []object) (_ *Dataplane, err error) {
 
 // mapSpecs reads the description of all maps. Every object declares every map;
 // the smallest is read soonest.
-func (d *Dataplane) mapSpecs() (*ebpf.CollectionSpec, error) {
-	return slices.MinFunc(d.objects, func(a, b object) int { return len(a.elf) - len(b.elf) }).spec()
-}
+func (d *Dataplane) mapSpecs() (*ebpf.CollectionSpec, error) { return smallest(d.objects).spec() }
 
 // openPrograms adopts the programs or loads them. When it returns, every
 // attachment that ran a program of an earlier agent runs one of these.
@@ -273,6 +289,16 @@ func (d *Dataplane) restorePins() error {
 	if err := makePinDirs(d.opts.PinPath); err != nil {
 		return err
 	}
+	if d.layouts == nil {
+		layouts, err := describeLayouts(d.described)
+		if err != nil {
+			return err
+		}
+		d.layouts = layouts
+	}
+	if err := d.writeLayouts(); err != nil {
+		return err
+	}
 	if d.opts.Lock != nil {
 		if err := d.opts.Lock.renew(); err != nil {
 			return err
@@ -365,11 +391,17 @@ func Remove(path string) (r Removed, err error) {
 	}
 	count := func(dir string) int {
 		entries, _ := os.ReadDir(filepath.Join(path, dir))
-		entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return e.Name() == programsRecord })
+		entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return e.Type()&os.ModeSymlink != 0 })
 		return len(entries)
+	}
+	if err := finishRetiring(path); err != nil {
+		return r, err
 	}
 	r = Removed{Attachments: count("links"), Programs: count("programs"), Maps: count("maps")}
 	errs := removeAttachments(path)
+	if err := removePast(path); err != nil {
+		errs = append(errs, err)
+	}
 	for _, dir := range []string{"links", "programs", "maps"} {
 		if err := os.RemoveAll(filepath.Join(path, dir)); err != nil {
 			errs = append(errs, err)

@@ -114,7 +114,7 @@ func exchangeLink(pin string, known map[ebpf.ProgramID]string, to programSet) er
 
 // exchangeClsact does the same for a filter of the clsact qdisc.
 func (d *Dataplane) exchangeClsact(a Attachment, known map[ebpf.ProgramID]string, to programSet) error {
-	f := findClsact(a.Ifindex, a.Hook)
+	f := a.filter()
 	if f == nil {
 		return nil // somebody removed it
 	}

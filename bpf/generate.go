@@ -14,3 +14,4 @@ package bpf
 //go:generate bpf2go -go-package bpf -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Werror -mcpu=v3" conntrackMove c/conntrack_move.c -- -Ic/include
 //go:generate clang-19 -target bpfel -O2 -g -Wall -Werror -mcpu=v3 -Ic/include -c c/layout.c -o layout/testdata/types.o
 //go:generate llvm-strip-19 -g layout/testdata/types.o
+//go:generate sh testdata/otherlayout.sh

@@ -133,8 +133,17 @@ func (d *Dataplane) openMap(name string, spec *ebpf.MapSpec) (*ebpf.Map, error) 
 	}
 	s := spec.Copy()
 	s.Contents = nil
+	if d.past != nil && s.MaxEntries > 1 {
+		s.MaxEntries = max(s.MaxEntries, d.pastSize(name))
+	}
 	if m, err = ebpf.NewMap(s); err != nil {
 		return nil, fmt.Errorf("create map %s: %w", name, err)
+	}
+	if d.past != nil {
+		if err := d.fromPast(name, m); err != nil {
+			m.Close()
+			return nil, fmt.Errorf("fill map %s: %w", name, err)
+		}
 	}
 	if err := m.Pin(path); err != nil {
 		m.Close()

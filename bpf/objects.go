@@ -5,6 +5,7 @@ package bpf
 import (
 	"bytes"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -22,6 +23,10 @@ func (o object) spec() (*ebpf.CollectionSpec, error) {
 		return nil, fmt.Errorf("read object %s: %w", o.name, err)
 	}
 	return spec, nil
+}
+
+func smallest(of []object) object {
+	return slices.MinFunc(of, func(a, b object) int { return len(a.elf) - len(b.elf) })
 }
 
 // objects are all of them. Each declares every map, so that any can serve as

@@ -172,11 +172,9 @@ func movePrograms(from, to string, names []string) error {
 func (d *Dataplane) take(s *stage) {
 	d.use.Lock()
 	defer d.use.Unlock()
-	d.programSet.close()
-	d.programSet = s.programSet
-	// Somebody may be walking through a table that was replaced; it is closed
-	// when nobody holds it any more.
-	d.maps = s.maps
+	// Somebody may be walking through a table, or running a program, that was
+	// replaced; they are closed when nobody holds them any more.
+	d.programSet, d.maps = s.programSet, s.maps
 	d.assign()
 }
 

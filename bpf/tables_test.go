@@ -109,7 +109,7 @@ func (f *filled) check(want map[string]map[string]string) {
 		var id ebpf.ProgramID
 		if a.Kind != KindClsact {
 			id = programOf(f, a.Pin)
-		} else if filter := findClsact(a.Ifindex, a.Hook); filter != nil {
+		} else if filter := a.filter(); filter != nil {
 			id = ebpf.ProgramID(filter.Id)
 		}
 		if known[id] == "" {

@@ -63,6 +63,7 @@ type agent struct {
 
 	mu       sync.Mutex
 	problems []string
+	past     string // what is left of a release before, if it is worth telling
 }
 
 func (a *agent) problem(format string, args ...any) {
@@ -74,7 +75,11 @@ func (a *agent) problem(format string, args ...any) {
 func (a *agent) listProblems() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return append([]string(nil), a.problems...)
+	all := append([]string(nil), a.problems...)
+	if a.past != "" {
+		all = append(all, a.past)
+	}
+	return all
 }
 
 // run runs the agent until ctx ends or something without which it is no use
@@ -279,6 +284,7 @@ func (a *agent) work(ctx context.Context, events interfaces.Events) {
 	})
 	wait.Go(func() { a.sweeper.Run(ctx) })
 	wait.Go(func() { a.plane.EndStaleUDP(ctx, func(n int) { a.metrics.StaleUDP.Add(float64(n)) }) })
+	wait.Go(func() { a.succeed(ctx) })
 	wait.Go(func() { a.plane.Grow(ctx, a.applier.Refresh, a.grown) })
 	wait.Go(func() { a.followDevices(ctx, events.Changed) })
 	wait.Go(func() { together(ctx, events.Gone, a.plane.DevicesGone) })

@@ -108,7 +108,9 @@ func TestGrowth(t *testing.T) {
 	if r := n.give(true, append(cluster1()[:3], many(0, 1500)...)...); len(r.Errors) == 0 {
 		t.Fatal("there was room for 1500 services in tables of 1024")
 	}
-	until("everything finds room", func(r dataplane.Result) bool { return len(r.Report.GetProblems()) == 0 && len(r.Errors) == 0 && grown["frontends_v4"] > 0 })
+	until("everything finds room", func(r dataplane.Result) bool {
+		return len(r.Report.GetProblems()) == 0 && len(r.Errors) == 0 && grown["frontends_v4"] > 0
+	})
 	if list := n.diff(); len(list) > 0 {
 		t.Errorf("the kernel differs: %v", list[:min(3, len(list))])
 	}

@@ -338,6 +338,13 @@ func (s *System) PrepareGrowth(sizes map[string]uint32) (Growth, error) {
 	return g, nil
 }
 
+// Past tells whether programs of a release with other layouts are being
+// succeeded, and which tables must be filled before that can go on.
+func (s *System) Past() (found bool, blank []string) { return s.dataplane.Past() }
+
+// Succeed takes over from them as far as it can be done now.
+func (s *System) Succeed() (mbpf.Succession, error) { return s.dataplane.Succeed() }
+
 // describeCounter names the device, if it is still there.
 func describeCounter(k layout.CounterKey) string {
 	if dev, err := net.InterfaceByIndex(int(k.Ifindex)); err == nil {

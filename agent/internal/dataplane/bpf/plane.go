@@ -283,6 +283,13 @@ func (p *Plane) applyServices(d *delta) {
 	}
 }
 
+// InSync tells whether a calculator has said that the node holds everything.
+func (p *Plane) InSync() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.inSync
+}
+
 func (p *Plane) wakeStaleUDP() {
 	select {
 	case p.staleUDP <- struct{}{}:
