@@ -190,6 +190,24 @@ func (r *replica) awaitAgents(ctx context.Context, t *testing.T) {
 	}
 }
 
+// restartAgents kills the agents and starts them with these calculators.
+func (f *fixture) restartAgents(t *testing.T, calculators ...*replica) {
+	t.Helper()
+	options := testbed.AgentOptions{Binaries: binaries}
+	for _, r := range calculators {
+		options.Calculators = append(options.Calculators, r.address)
+	}
+	for i, agent := range f.agents {
+		if err := agent.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if f.agents[i], err = f.StartAgent(agent.Node, options); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // traffic dials a service all the time, each time by a new connection, and
 // notes every failure and every answer of somebody who should not answer.
 type traffic struct {

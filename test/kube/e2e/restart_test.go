@@ -18,51 +18,8 @@ import (
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 
-	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/testbed"
 )
-
-// TestAPIServerRestart takes the API server away and brings it back: what was
-// programmed stays and serves, and what changes afterwards arrives.
-func TestAPIServerRestart(t *testing.T) {
-	f := start(t, testbed.Options{Nodes: 2, PodsPerNode: 2})
-	ctx := limit(t, 90*time.Second)
-	near, far := f.Nodes[0].Pods[1], f.Nodes[1].Pods[0]
-	service := newService("kept", 20, true, near.Endpoint())
-	gone := newService("gone", 21, false, near.Endpoint())
-	f.apply(ctx, t, objectsOf(service, gone)...)
-	f.waitServices(ctx, t, service, gone)
-	baseline := contents(ctx, t, f.agents[0])
-	client, front := &f.Nodes[0].Pods[0].Host, netip.AddrPortFrom(service.ClusterIPs[0], 80)
-
-	if err := f.plane.StopAPIServer(); err != nil {
-		t.Fatal(err)
-	}
-	f.expectAnswers(t, client, probe.TCP, front, near.Name)
-	// An agent that starts while there is no API server gets everything from
-	// the calculator, which knows it still.
-	if err := f.agents[0].Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.agents[0].Start(); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.agents[0].WaitInSync(ctx); err != nil {
-		t.Fatal(err)
-	}
-	waitBaseline(ctx, t, f.agents[0], baseline)
-	f.expectAnswers(t, client, probe.TCP, front, near.Name)
-
-	if err := f.plane.StartAPIServer(ctx); err != nil {
-		t.Fatal(err)
-	}
-	service.Endpoints = []testbed.Endpoint{far.Endpoint()}
-	f.apply(ctx, t, service.Objects()...)
-	f.delete(ctx, t, gone.Objects()...)
-	f.waitServices(ctx, t, service)
-	f.waitNoServices(ctx, t, gone)
-	f.expectAnswers(t, client, probe.TCP, front, far.Name)
-}
 
 // TestTwoCalculators runs two calculators on one API server and takes away the
 // one that agents are connected to: the other one has the same content, so

@@ -25,21 +25,25 @@ type sourceFaults struct {
 	*fixture
 	direct, relayed *replica
 	relay           *controlplane.Forward
+	tokenFile       string // of the token of both
 	traffic         *traffic
 	// kept is the service that is dialled, with two backends.
 	kept      testbed.Service
 	near, far *testbed.Pod
 }
 
-// TestSourceFaults lets calculators lag, read anew and be set back, while
-// agents move between them and traffic goes on. No agent may ever be taken
-// backwards: a backend that has gone must not answer again.
+// TestSourceFaults lets calculators lag, read anew, lose what they read from
+// and be set back, while agents move between them and traffic goes on. No agent
+// may ever be taken backwards: a backend that has gone must not answer again.
 func TestSourceFaults(t *testing.T) {
 	f := startSourceFaults(t)
 	t.Run("frozen", f.testFrozen)
 	t.Run("frozen and noticed", f.testFrozenAndNoticed)
 	t.Run("slow", f.testSlow)
 	t.Run("fresh replica", f.testFreshReplica)
+	t.Run("API server away", f.testWithoutAPIServer)
+	t.Run("etcd away", f.testWithoutEtcd)
+	t.Run("token refused", f.testWithoutRight)
 	t.Run("etcd restored", f.testEtcdRestored)
 	t.Run("etcd restored and raised", f.testEtcdRestoredAndRaised)
 }
@@ -58,7 +62,12 @@ func startSourceFaults(t *testing.T) *sourceFaults {
 			t.Error(err)
 		}
 	})
-	relayedConfig, err := f.plane.TokenKubeconfig(ctx, relayAddress, calculatorNamespace, calculatorAccount)
+	f.tokenFile = filepath.Join(t.TempDir(), "token")
+	f.writeToken(ctx, t)
+	if f.kubeconfig, err = f.plane.TokenFileKubeconfig("", "direct", f.tokenFile); err != nil {
+		t.Fatal(err)
+	}
+	relayedConfig, err := f.plane.TokenFileKubeconfig(relayAddress, "relayed", f.tokenFile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,24 +210,6 @@ func (f *sourceFaults) ensure(ctx context.Context, t *testing.T, r *replica) {
 	t.Helper()
 	if r.process.Running() != nil {
 		r.startSynced(ctx, t)
-	}
-}
-
-// restartAgents kills the agents and starts them with these calculators.
-func (f *sourceFaults) restartAgents(t *testing.T, calculators ...*replica) {
-	t.Helper()
-	options := testbed.AgentOptions{Binaries: binaries}
-	for _, r := range calculators {
-		options.Calculators = append(options.Calculators, r.address)
-	}
-	for i, agent := range f.agents {
-		if err := agent.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		var err error
-		if f.agents[i], err = f.StartAgent(agent.Node, options); err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 

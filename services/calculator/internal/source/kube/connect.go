@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/transport"
 	"k8s.io/client-go/util/connrotation"
 )
 
@@ -77,6 +78,12 @@ func connect(config *rest.Config) (*connection, error) {
 	}
 	c := &connection{dialer: connrotation.NewDialer(connrotation.DialFunc(dial))}
 	own.Dial = c.dialer.DialContext
+	if file := own.BearerTokenFile; file != "" {
+		// Read again once a minute, and at once after it was refused, which
+		// client-go would not do by itself.
+		own.BearerToken, own.BearerTokenFile = "", ""
+		own.Wrap(transport.ResettableTokenSourceWrapTransport(transport.NewCachedFileTokenSource(file)))
+	}
 	var err error
 	if c.Interface, err = kubernetes.NewForConfig(own); err != nil {
 		return nil, fmt.Errorf("making a client for %s: %w", config.Host, err)

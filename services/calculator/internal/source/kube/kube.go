@@ -163,7 +163,7 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 			WatchFuncWithContext: st.watchOnce,
 		}
 		reflector := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(watcher, s.client.Interface), st.kind.object, st,
-			cache.ReflectorOptions{Name: st.kind.plural, Backoff: &wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 5, Cap: 10 * time.Second}})
+			cache.ReflectorOptions{Name: st.kind.plural, Backoff: retries()})
 		running.Go(func() { reflector.RunWithContext(ctx) })
 		running.Go(func() { st.answer(ctx) })
 	}
@@ -174,6 +174,12 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	case <-s.failed:
 		return s.failure
 	}
+}
+
+// retries spaces attempts to list and watch. There are few calculators, so
+// that an API server which comes back can be found soon.
+func retries() *wait.Backoff {
+	return &wait.Backoff{Duration: 250 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 4, Cap: 2 * time.Second}
 }
 
 // identity stands beside the watched kinds for knowing which cluster it is.
