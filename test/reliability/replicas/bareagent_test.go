@@ -6,14 +6,18 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/proto" // registers the codec that is wrapped
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -28,6 +32,7 @@ type bareAgent struct {
 	cancel   context.CancelFunc
 	updates  int
 	received int64
+	refused  int
 }
 
 // everything is what present agents announce.
@@ -69,8 +74,28 @@ func (c bareCodec) Unmarshal(data mem.BufferSlice, v any) error {
 
 var updateField = (&dataplanev1.SyncResponse{}).ProtoReflect().Descriptor().Fields().ByName("update").Number()
 
-// connect opens a stream, takes the first batch and acknowledges it.
+// connect opens a stream until it is let in, as agents do: no sooner than the
+// calculator says, and by chance later.
 func (a *bareAgent) connect(ctx context.Context, f *fixture, c *calculator, hello *dataplanev1.Hello) error {
+	for {
+		err := a.try(ctx, f, c, hello)
+		delay := time.Duration(0)
+		for _, detail := range status.Convert(err).Details() {
+			if info, ok := detail.(*errdetails.RetryInfo); ok {
+				delay = info.GetRetryDelay().AsDuration()
+			}
+		}
+		if status.Code(err) != codes.Unavailable || delay == 0 || ctx.Err() != nil {
+			return err
+		}
+		a.close()
+		a.refused++
+		pause(ctx, delay+rand.N(delay))
+	}
+}
+
+// try opens a stream, takes the first batch and acknowledges it.
+func (a *bareAgent) try(ctx context.Context, f *fixture, c *calculator, hello *dataplanev1.Hello) error {
 	certificate, err := tls.LoadX509KeyPair(f.certs.cert, f.certs.key)
 	if err != nil {
 		return err

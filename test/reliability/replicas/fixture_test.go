@@ -67,6 +67,7 @@ type fixture struct {
 	kubeconfig  string
 	calculators [2]*calculator
 	agents      []*testbed.Agent
+	settled     int
 }
 
 // calculator is one of the two.
@@ -133,7 +134,7 @@ func startFixture(t *testing.T) *fixture {
 		f.agents = append(f.agents, agent)
 	}
 	f.waitInSync(ctx, t)
-	f.stir(ctx, t)
+	f.settle(ctx, t)
 	for _, host := range f.Hosts() {
 		prober, err := f.Probe(host, binaries)
 		if err == nil {
@@ -220,19 +221,6 @@ func (f *fixture) nodeObjects() []runtime.Object {
 		objects = append(objects, pod.Object())
 	}
 	return objects
-}
-
-// stir changes an object of every kind that is watched, so that both
-// calculators have read equally far and know it.
-func (f *fixture) stir(ctx context.Context, t *testing.T) {
-	t.Helper()
-	for _, round := range []string{"once", "again"} {
-		objects := f.nodeObjects()
-		for _, object := range objects {
-			object.(interface{ SetLabels(map[string]string) }).SetLabels(map[string]string{"stirred": round})
-		}
-		f.apply(ctx, t, append(objects, small("stirred", 101, testbed.Endpoint{IPv4: f.Nodes[0].IPv4, IPv6: f.Nodes[0].IPv6, NodeName: round}).Objects()...)...)
-	}
 }
 
 func (f *fixture) apply(ctx context.Context, t *testing.T, objects ...runtime.Object) {

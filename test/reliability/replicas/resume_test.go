@@ -4,9 +4,11 @@ package replicas
 
 import (
 	"context"
+	"strconv"
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/millrace-project/millrace/test/reliability"
@@ -25,7 +27,7 @@ const perChange = 8 << 10
 // up to the acknowledgement.
 func testResume(t *testing.T, f *fixture) {
 	ctx := limit(t, 5*time.Minute)
-	agent, witness := f.agents[0], f.agents[1]
+	agent := f.agents[0]
 	first, second := f.calculators[0], f.calculators[1]
 	f.reconnect(ctx, t, agent, first, second)
 	same := f.reconnect(ctx, t, agent, first, second)
@@ -42,7 +44,8 @@ func testResume(t *testing.T, f *fixture) {
 	}
 	second.start(t)
 	second.waitSynced(ctx, t)
-	f.stir(ctx, t)
+	f.openProxies(ctx, t)
+	f.settle(ctx, t)
 	check("a restarted calculator", f.reconnect(ctx, t, agent, second, first))
 
 	// With changes the cost grows with their number.
@@ -59,21 +62,40 @@ func testResume(t *testing.T, f *fixture) {
 			changed[i] = bulkService(i*(services/changes), generation+1)
 			objects = append(objects, changed[i].Slice(4))
 		}
-		f.apply(ctx, t, objects...)
-		if err := witness.WaitServices(ctx, changed...); err != nil {
-			t.Fatal(err)
-		}
+		last := changed[changes-1]
+		f.apply(ctx, t, objects[:changes-1]...)
+		f.apply(ctx, t, objects[changes-1])
+		f.waitRead(ctx, t, map[string]uint64{"endpointslices": f.versionOf(ctx, t, last)})
 		cost := f.reconnect(ctx, t, agent, first, second)
 		t.Logf("reconnect after %d changed EndpointSlices: %d bytes up, %d down, %d per change", changes, cost.up, cost.down,
 			(cost.total()-same.total())/int64(changes))
 		if allowed := resumeLimit + int64(changes)*perChange; cost.total() > allowed {
 			t.Errorf("%d changes cost %d bytes, want at most %d", changes, cost.total(), allowed)
 		}
-		if err := agent.WaitServices(ctx, changed...); err != nil {
+		few := []testbed.Service{changed[0], changed[changes/2], last}
+		if err := agent.WaitServices(ctx, few...); err != nil {
 			t.Fatal(err)
 		}
 	}
 	second.proxy.set(true)
+}
+
+// versionOf is the resourceVersion of a service's EndpointSlice.
+func (f *fixture) versionOf(ctx context.Context, t *testing.T, service testbed.Service) uint64 {
+	t.Helper()
+	client, err := f.plane.Clientset()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slice, err := client.DiscoveryV1().EndpointSlices(service.Namespace).Get(ctx, service.Slice(4).Name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	version, err := strconv.ParseUint(slice.ResourceVersion, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return version
 }
 
 // reconnect cuts the agent off and lets it connect to one calculator only. It

@@ -78,8 +78,12 @@ func testStorm(t *testing.T, f *fixture) {
 	most, stop := c.watchJoins(ctx, t)
 	took = storm.connect(ctx, t, joiners, false)
 	stop()
-	process.log(t, fmt.Sprintf("%d agents that have nothing, in sync after %v, %d MiB each", joiners, took.Round(time.Millisecond),
-		storm.agents[0].received>>20), joiners)
+	refused := 0
+	for _, a := range storm.agents {
+		refused += a.refused
+	}
+	process.log(t, fmt.Sprintf("%d agents that have nothing, in sync after %v, %.1f MiB each, told to come again %d times", joiners,
+		took.Round(time.Millisecond), float64(storm.agents[0].received)/(1<<20), refused), joiners)
 	if *most > joinLimit || *most == 0 {
 		t.Errorf("%v agents were brought up at a time, want 1 to %d", *most, joinLimit)
 	}
