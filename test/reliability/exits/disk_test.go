@@ -256,15 +256,6 @@ func (w *world) withoutCalculator(t *testing.T, when string) {
 	if err := w.stack.Calculator.Start(); err != nil {
 		t.Fatal(err)
 	}
-	err = w.wait(30*time.Second, func(ctx context.Context) error {
-		status, err := w.agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
-		if err != nil {
-			return err
-		}
-		return w.same(ctx, status)
-	})
-	if err != nil {
-		t.Fatalf("%s, and the calculator is back: %v", when, err)
-	}
+	w.mustHave(t)
 	w.checkTraffic(t, when)
 }
