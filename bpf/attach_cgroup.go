@@ -69,6 +69,9 @@ func (d *Dataplane) attachCgroup(path string, id uint64, name string, hook ebpf.
 // adoptLink makes the link pinned at path run the program, if the link is
 // there, is attached to anything yet, and passes same.
 func (d *Dataplane) adoptLink(path, program string, same func(*link.Info) bool) (bool, error) {
+	if err := finishPin(path, same); err != nil {
+		return false, err
+	}
 	l, err := link.LoadPinnedLink(path, nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
@@ -95,17 +98,25 @@ func (d *Dataplane) adoptLink(path, program string, same func(*link.Info) bool) 
 	return true, nil
 }
 
+// fresh is what the name of a pin ends in that is yet to take its place; such
+// names are not read back.
+const fresh = "~"
+
 // pinLink pins a new link at path in place of whatever is pinned there, which
 // is detached once the new one is safe, and closes it.
 func pinLink(l link.Link, path string) error {
 	defer l.Close()
-	fresh := path + "~" // names with ~ are not read back
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(path + fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove left-over pin: %w", err)
 	}
-	if err := l.Pin(fresh); err != nil {
+	if err := l.Pin(path + fresh); err != nil {
 		return fmt.Errorf("pin link: %w", err)
 	}
+	return takePlace(path)
+}
+
+// takePlace puts the fresh pin in the place of the one at path.
+func takePlace(path string) error {
 	if old, err := link.LoadPinnedLink(path, nil); err == nil {
 		if err := old.Detach(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) && !isSevered(err) {
 			old.Close()
@@ -113,8 +124,33 @@ func pinLink(l link.Link, path string) error {
 		}
 		old.Close()
 	}
-	if err := os.Rename(fresh, path); err != nil {
+	if err := os.Rename(path+fresh, path); err != nil {
 		return fmt.Errorf("pin link: %w", err)
+	}
+	return nil
+}
+
+// finishPin goes on where a crash broke pinLink off. The fresh link is attached
+// and flows may rely on it, and the kernel refuses a second one of the same
+// program.
+func finishPin(path string, same func(*link.Info) bool) error {
+	l, err := link.LoadPinnedLink(path+fresh, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open left-over pin: %w", err)
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return fmt.Errorf("left-over pin: %w", err)
+	}
+	if same(info) {
+		return takePlace(path)
+	}
+	if err := os.Remove(path + fresh); err != nil {
+		return fmt.Errorf("remove left-over pin: %w", err)
 	}
 	return nil
 }

@@ -159,20 +159,19 @@ func (d *Dataplane) attachClsact(ifindex int, hook Hook, name string, prog *ebpf
 // first: a crash in between leaves nothing that is not found again.
 func replaceClsact(a Attachment, name string, prog *ebpf.Program) error {
 	handle := a.handle()
-	fresh := a.Pin + "~" // names with ~ are not read back
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(a.Pin + fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove left-over pin: %w", err)
 	}
 	c, err := prog.Clone()
 	if err != nil {
 		return err
 	}
-	err = c.Pin(fresh)
+	err = c.Pin(a.Pin + fresh)
 	c.Close()
 	if err != nil {
 		return fmt.Errorf("pin program: %w", err)
 	}
-	if err := os.Rename(fresh, a.Pin); err != nil {
+	if err := os.Rename(a.Pin+fresh, a.Pin); err != nil {
 		return fmt.Errorf("pin program: %w", err)
 	}
 	f := clsactFilter(a.Ifindex, a.Hook, handle)

@@ -164,9 +164,35 @@ func (d *Dataplane) removeWhere(pick func(Attachment) bool) error {
 	return errors.Join(errs...)
 }
 
-// DetachSevered removes the pins of attachments whose device or cgroup is gone.
+// DetachSevered removes the pins of attachments whose device or cgroup is gone,
+// also those that a crash left before they were in their place.
 func (d *Dataplane) DetachSevered() error {
-	return d.removeWhere(func(a Attachment) bool { return a.Severed })
+	return errors.Join(d.removeWhere(func(a Attachment) bool { return a.Severed }), d.removeSeveredFresh())
+}
+
+func (d *Dataplane) removeSeveredFresh() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	left, err := filepath.Glob(filepath.Join(d.opts.PinPath, "links", "*"+fresh))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range left {
+		a, ok := parsePin(strings.TrimSuffix(path, fresh))
+		if !ok {
+			continue
+		}
+		a.Pin = path
+		severed, err := a.severed()
+		if err == nil && severed {
+			err = os.Remove(path)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("left-over pin %s: %w", path, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // removeAttachments detaches everything under a pin path, calls before answers:
