@@ -56,7 +56,9 @@ type Dataplane struct {
 	IDs      *ebpf.Map // hash: layout.IDKey -> u32
 	Counters *ebpf.Map // per-CPU hash: layout.CounterKey -> []layout.Counter
 
-	opts    Options
+	opts        Options
+	generations []*Generations
+
 	objects []object // what the programs are loaded from
 	tcx     bool
 	loaded  bool // rather than adopted
@@ -82,6 +84,7 @@ type Adopted struct {
 	Name       string
 	MaxEntries uint32
 	Wanted     uint32 // what Options ask for
+	Grows      bool   // it can be replaced while the dataplane is open: see Generations
 }
 
 // ErrLayout is wrapped by the error of [Open] when a pinned map's layout is not

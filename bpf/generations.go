@@ -47,6 +47,9 @@ const (
 	pinNext = "-next"
 )
 
+// Generations lists the conntrack maps of both families.
+func (d *Dataplane) Generations() []*Generations { return d.generations }
+
 // Name is the outer map's, for instance "established_v4".
 func (g *Generations) Name() string { return g.name }
 
@@ -114,6 +117,7 @@ func (d *Dataplane) openGenerations(base string, family int, spec *ebpf.Collecti
 		g.close()
 		return nil, fmt.Errorf("map %s: %w", name, err)
 	}
+	d.generations = append(d.generations, g)
 	return g, nil
 }
 

@@ -260,6 +260,11 @@ func TestMoveMerges(t *testing.T) {
 					t.Fatal(err)
 				}
 				m := d.NewMover(g)
+				var err error
+				if m.prog, err = d.cloneProgram("conntrack_move"); err != nil {
+					t.Fatal(err)
+				}
+				defer m.prog.Close()
 				if done, stay, err := runMove(m, layout.CtMoveCopy, []layout.CtKeyV4{key}); err != nil || done != 1 || stay != 0 {
 					t.Fatalf("copied %d, %d stay, %v", done, stay, err)
 				}

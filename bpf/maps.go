@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/cilium/ebpf"
 )
@@ -125,7 +126,8 @@ func (d *Dataplane) openMap(name string, spec *ebpf.MapSpec) (*ebpf.Map, error) 
 			m.Close()
 			return nil, fmt.Errorf("%w: map %s: %w", ErrLayout, name, err)
 		}
-		d.adopted = append(d.adopted, Adopted{Name: name, MaxEntries: m.MaxEntries(), Wanted: spec.MaxEntries})
+		d.adopted = append(d.adopted, Adopted{Name: name, MaxEntries: m.MaxEntries(), Wanted: spec.MaxEntries,
+			Grows: strings.HasSuffix(name, pinCurrent) || strings.HasSuffix(name, pinDraining)})
 		return m, nil
 	}
 	if !errors.Is(err, os.ErrNotExist) {

@@ -27,6 +27,7 @@ type Moved struct {
 type Mover struct {
 	d      *Dataplane
 	g      *Generations
+	prog   *ebpf.Program // of the step
 	cursor ebpf.MapBatchCursor
 	begun  bool
 	seen   int // since the pass began
@@ -51,10 +52,27 @@ func (m *Mover) Step(limit int) (Moved, error) {
 		}
 		m.cursor, m.seen, m.begun = ebpf.MapBatchCursor{}, 0, true
 	}
+	prog, err := m.d.cloneProgram("conntrack_move")
+	if err != nil {
+		return Moved{}, fmt.Errorf("map %s: program to move entries with: %w", m.g.name, err)
+	}
+	defer prog.Close()
+	m.prog = prog
 	if m.g.family == 6 {
 		return moveStep[layout.V6](m, draining, limit)
 	}
 	return moveStep[layout.V4](m, draining, limit)
+}
+
+// cloneProgram returns a program that stays open when the dataplane's is replaced.
+func (d *Dataplane) cloneProgram(name string) (*ebpf.Program, error) {
+	d.use.RLock()
+	defer d.use.RUnlock()
+	p := d.programs[name]
+	if p == nil {
+		return nil, fmt.Errorf("there is no program %s", name)
+	}
+	return p.Clone()
 }
 
 func moveStep[A layout.IP](m *Mover, draining *ebpf.Map, limit int) (moved Moved, err error) {
@@ -108,13 +126,9 @@ func takeKeys[A layout.IP](from *ebpf.Map, cursor *ebpf.MapBatchCursor, limit in
 
 // runMove runs a step of conntrack_move over all keys.
 func runMove[A layout.IP](m *Mover, step layout.CtMoveStep, keys []layout.CtKey[A]) (done, stay int, err error) {
-	prog := m.d.Program("conntrack_move")
-	if prog == nil {
-		return 0, 0, fmt.Errorf("map %s: there is no program to move entries with", m.g.name)
-	}
 	for len(keys) > 0 {
 		n := min(len(keys), layout.CtMoveBatch)
-		result, err := prog.Run(&ebpf.RunOptions{Data: moveRequest(layout.CtMoveRequest{
+		result, err := m.prog.Run(&ebpf.RunOptions{Data: moveRequest(layout.CtMoveRequest{
 			Family: uint8(m.g.family), Table: m.g.table, Step: step, Keys: uint8(n),
 		}, keys[:n])})
 		if err != nil {

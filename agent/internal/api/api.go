@@ -32,6 +32,10 @@ const (
 	ReasonNoSuchMap       = "NO_SUCH_MAP"
 	ReasonInvalidArgument = "INVALID_FIELD"
 	ReasonKernel          = "KERNEL_READ_FAILED"
+	ReasonMapFixed        = "MAP_SIZE_FIXED"
+	ReasonMapNotLarger    = "MAP_NOT_LARGER"
+	ReasonMapMoving       = "MAP_STILL_GROWING"
+	ReasonMapRefused      = "MAP_GROWTH_FAILED"
 )
 
 const domain = "millrace.agent.v1"
@@ -181,6 +185,28 @@ func (s *Server) DumpMap(r *agentv1.DumpMapRequest, out grpc.ServerStreamingServ
 		return fail(codes.NotFound, ReasonNoSuchMap, "there is no map %q; ListMaps tells their names", r.GetName())
 	}
 	return kernelError(err)
+}
+
+// GrowMap implements AgentService.
+func (s *Server) GrowMap(ctx context.Context, r *agentv1.GrowMapRequest) (*agentv1.GrowMapResponse, error) {
+	if r.GetMaxEntries() == 0 {
+		return nil, fail(codes.InvalidArgument, ReasonInvalidArgument, "field max_entries: must be more than 0")
+	}
+	before, err := s.Dataplane.GrowMap(ctx, r.GetName(), r.GetMaxEntries())
+	switch {
+	case err == nil:
+	case errors.Is(err, dataplane.ErrNoMap):
+		return nil, fail(codes.NotFound, ReasonNoSuchMap, "there is no map %q; ListMaps tells their names", r.GetName())
+	case errors.Is(err, dataplane.ErrFixedSize):
+		return nil, fail(codes.FailedPrecondition, ReasonMapFixed, "%v", err)
+	case errors.Is(err, dataplane.ErrNotLarger):
+		return nil, fail(codes.FailedPrecondition, ReasonMapNotLarger, "field max_entries: %d: %v", r.GetMaxEntries(), err)
+	case errors.Is(err, dataplane.ErrMoving):
+		return nil, fail(codes.Unavailable, ReasonMapMoving, "%v; try again", err)
+	default:
+		return nil, fail(codes.ResourceExhausted, ReasonMapRefused, "%v", err)
+	}
+	return &agentv1.GrowMapResponse{PreviousMaxEntries: before}, nil
 }
 
 // DiffDesired implements AgentService.

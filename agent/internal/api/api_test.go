@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,6 +60,14 @@ func (p *plane) DumpMap(name string, visit func(*agentv1.DumpMapResponse) error)
 		return dataplane.ErrNoMap
 	}
 	return visit(&agentv1.DumpMapResponse{Key: "k", Value: "v"})
+}
+
+// GrowMap fails as the map's name says.
+func (p *plane) GrowMap(_ context.Context, name string, _ uint32) (uint32, error) {
+	return 64, map[string]error{
+		"nonesuch": dataplane.ErrNoMap, "config": dataplane.ErrFixedSize, "small": dataplane.ErrNotLarger,
+		"moving": dataplane.ErrMoving, "huge": errors.New("create map: cannot allocate memory"),
+	}[name]
 }
 
 func (p *plane) Diff(visit func(*agentv1.DiffDesiredResponse) error) error {
@@ -250,4 +259,34 @@ func TestSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Stop()
+}
+
+func TestGrowMap(t *testing.T) {
+	conn, _, _ := serve(t, &plane{})
+	client := agentv1.NewAgentServiceClient(conn)
+	for name, want := range map[string]struct {
+		code   codes.Code
+		reason string
+		text   string
+	}{
+		"nonesuch": {codes.NotFound, ReasonNoSuchMap, `"nonesuch"`},
+		"config":   {codes.FailedPrecondition, ReasonMapFixed, "keeps the size"},
+		"small":    {codes.FailedPrecondition, ReasonMapNotLarger, "max_entries"},
+		"moving":   {codes.Unavailable, ReasonMapMoving, "last growth"},
+		"huge":     {codes.ResourceExhausted, ReasonMapRefused, "cannot allocate memory"},
+	} {
+		_, err := client.GrowMap(context.Background(), &agentv1.GrowMapRequest{Name: name, MaxEntries: 128})
+		code, why := reason(err)
+		if code != want.code || why != want.reason || !strings.Contains(err.Error(), want.text) {
+			t.Errorf("%s: %v (%s), want %s %s and %q", name, err, why, want.code, want.reason, want.text)
+		}
+	}
+	_, err := client.GrowMap(context.Background(), &agentv1.GrowMapRequest{Name: "established_v4"})
+	if code, why := reason(err); code != codes.InvalidArgument || why != ReasonInvalidArgument {
+		t.Errorf("no size: %v", err)
+	}
+	answer, err := client.GrowMap(context.Background(), &agentv1.GrowMapRequest{Name: "established_v4", MaxEntries: 128})
+	if err != nil || answer.GetPreviousMaxEntries() != 64 {
+		t.Errorf("%v, %v", answer, err)
+	}
 }

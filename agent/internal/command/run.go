@@ -59,6 +59,7 @@ type agent struct {
 	applier *applier.Applier
 	client  *syncclient.Client
 	sweeper *conntrack.Sweeper
+	grower  *conntrack.Grower
 	serving *api.Serving
 
 	mu       sync.Mutex
@@ -75,7 +76,7 @@ func (a *agent) problem(format string, args ...any) {
 func (a *agent) listProblems() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	all := append([]string(nil), a.problems...)
+	all := append(a.grower.Problems(), a.problems...)
 	if a.past != "" {
 		all = append(all, a.past)
 	}
@@ -158,7 +159,7 @@ func (a *agent) openKernel() (*mbpf.Dataplane, error) {
 
 func (a *agent) makePlane(kernel *mbpf.Dataplane) error {
 	for _, m := range kernel.Adopted() {
-		if m.MaxEntries < m.Wanted {
+		if m.MaxEntries < m.Wanted && !m.Grows {
 			a.log.Warn("a map has not the size asked for", zap.String("map", m.Name),
 				zap.Uint32("entries", m.MaxEntries), zap.Uint32("wanted", m.Wanted))
 			a.problem("map %s has room for %d entries, not %d: it could not be replaced by a larger one; remove it by cleanup to change that",
@@ -176,11 +177,14 @@ func (a *agent) makePlane(kernel *mbpf.Dataplane) error {
 	a.system = bpf.NewSystem(kernel, a.bpfFS, a.cgroupRoot)
 	options := bpf.Options{Node: a.node, SNATPorts: a.snat, FastPath: a.fastPath, HostNetnsCookie: cookie,
 		Growth:        a.growth.policy(),
+		GrowConntrack: func(name string, entries uint32) error { return a.grower.Grow(name, entries) },
 		AllowFastPath: netfilter.Tracking{SysctlDir: a.sysctlDir, StateDir: a.stateDir}.Allow}
 	a.plane, err = bpf.New(options, a.store, a.system, tables.NewKernel(kernel), classifier, a.system.Conntrack(), a.log)
 	if err != nil {
 		return fmt.Errorf("adopt maps: %w", err)
 	}
+	a.makeSweeper()
+	a.makeGrower(kernel)
 	if err := kernel.DetachSevered(); err != nil {
 		a.log.Warn("remove what is left of deleted devices", zap.Error(err))
 	}
@@ -210,7 +214,6 @@ func (a *agent) serve(ctx context.Context, version string) error {
 		return err
 	}
 	defer a.serving.Stop()
-	a.makeSweeper()
 	stopMetrics, err := a.serveMetrics(cancel)
 	if err != nil {
 		return err
@@ -273,6 +276,15 @@ func (a *agent) makeSweeper() {
 	})
 }
 
+// makeGrower needs the sweeper.
+func (a *agent) makeGrower(kernel *mbpf.Dataplane) {
+	a.grower = conntrack.NewGrower(kernel, a.system.Conntrack(), a.sweeper.Last,
+		a.growth.conntrackPolicy(a.sizes.embryonic, a.sizes.established), conntrack.GrowthEvents{
+			Grown: func(name string) { a.metrics.MapGrowths.WithLabelValues(name).Inc() },
+			Moved: func(name string, n int) { a.metrics.MovedEntries.WithLabelValues(name).Add(float64(n)) },
+		}, a.log)
+}
+
 // work runs everything that goes on until ctx ends.
 func (a *agent) work(ctx context.Context, events interfaces.Events) {
 	var wait sync.WaitGroup
@@ -283,6 +295,7 @@ func (a *agent) work(ctx context.Context, events interfaces.Events) {
 		a.journal.Maintain(ctx, func() { a.applier.LogChanged(ctx) }, a.applier.LogFailed) //nolint:errcheck // ctx has ended
 	})
 	wait.Go(func() { a.sweeper.Run(ctx) })
+	wait.Go(func() { a.grower.Run(ctx) })
 	wait.Go(func() { a.plane.EndStaleUDP(ctx, func(n int) { a.metrics.StaleUDP.Add(float64(n)) }) })
 	wait.Go(func() { a.succeed(ctx) })
 	wait.Go(func() { a.plane.Grow(ctx, a.applier.Refresh, a.grown) })
@@ -346,6 +359,9 @@ func (a *agent) fill() map[string]metrics.Fill {
 	capacities := a.system.Capacities()
 	fill := make(map[string]metrics.Fill, len(entries))
 	for name, n := range entries {
+		if capacities[name] == 0 {
+			continue // it was there during the last pass
+		}
 		fill[name] = metrics.Fill{Entries: n, Capacity: capacities[name]}
 	}
 	return fill
@@ -359,6 +375,7 @@ func (a *agent) serveMetrics(failed context.CancelCauseFunc) (stop func(), err e
 	a.metrics.RegisterSources(metrics.Sources{
 		Counters: a.system.Counters,
 		Fill:     a.fill,
+		Failures: a.grower.Failures,
 		Held:     func() map[string]uint64 { return api.HeldCounts(a.store) },
 		Problems: func() []*dataplanev1.ResourceError { return a.applier.Status().Errors },
 		LogBytes: a.journal.Size,

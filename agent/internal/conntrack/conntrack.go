@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -41,13 +43,25 @@ func (m *Maps) all() []*ebpf.Map {
 	return all
 }
 
-// Table is the flow tables of both families.
+// draining tells whether entries of one of them are to move.
+func (m *Maps) draining() bool { return m.EstablishedDraining != nil || m.EmbryonicDraining != nil }
+
+// Table is the flow tables of both families. Its methods may be called from many
+// goroutines.
 type Table struct {
-	v4, v6 Maps
+	maps func(family int) Maps
+
+	// writing is held by whoever changes entries: a map's growth moves entries,
+	// and what is changed by another then could be undone by the move.
+	writing sync.Mutex
+	// growths counts exchanges of maps: a pass that began before one may have
+	// missed what has moved since.
+	growths atomic.Uint64
 }
 
-// New returns the table over the maps.
-func New(v4, v6 Maps) *Table { return &Table{v4: v4, v6: v6} }
+// New returns the table over the maps that the function tells, which may be
+// others at each call.
+func New(maps func(family int) Maps) *Table { return &Table{maps: maps} }
 
 // batchSize bounds the buffers: an entry has about 200 bytes.
 const batchSize = 512
@@ -88,7 +102,7 @@ const (
 
 // scan reads a map from the cursor on, at most budget entries or all if budget
 // is 0, and acts on what judge says. It reports the end of the map.
-func scan[A layout.IP](m *ebpf.Map, cursor *ebpf.MapBatchCursor, budget int,
+func scan[A layout.IP](t *Table, m *ebpf.Map, cursor *ebpf.MapBatchCursor, budget int,
 	judge func(*layout.CtKey[A], *layout.CtEntry[A]) verdict,
 ) (seen, removed int, end bool, err error) {
 	keys := make([]layout.CtKey[A], batchSize)
@@ -102,7 +116,7 @@ func scan[A layout.IP](m *ebpf.Map, cursor *ebpf.MapBatchCursor, budget int,
 			switch judge(&keys[i], &entries[i]) {
 			case keep:
 			case remove:
-				gone, err := removeIf(m, &keys[i], judge)
+				gone, err := removeIf(t, m, &keys[i], judge)
 				if err != nil {
 					return seen, removed, true, err
 				}
@@ -110,7 +124,7 @@ func scan[A layout.IP](m *ebpf.Map, cursor *ebpf.MapBatchCursor, budget int,
 					removed++
 				}
 			case unconfirm:
-				if err := clearDevices(m, &keys[i], judge); err != nil {
+				if err := clearDevices(t, m, &keys[i], judge); err != nil {
 					return seen, removed, true, err
 				}
 				removed++
@@ -125,9 +139,11 @@ func scan[A layout.IP](m *ebpf.Map, cursor *ebpf.MapBatchCursor, budget int,
 }
 
 // removeIf removes an entry unless a program has replaced it meanwhile.
-func removeIf[A layout.IP](m *ebpf.Map, key *layout.CtKey[A],
+func removeIf[A layout.IP](t *Table, m *ebpf.Map, key *layout.CtKey[A],
 	judge func(*layout.CtKey[A], *layout.CtEntry[A]) verdict,
 ) (bool, error) {
+	t.writing.Lock()
+	defer t.writing.Unlock()
 	var entry layout.CtEntry[A]
 	err := m.Lookup(key, &entry)
 	if err == nil && judge(key, &entry) != remove {
@@ -153,9 +169,11 @@ func removeIf[A layout.IP](m *ebpf.Map, key *layout.CtKey[A],
 	return false, nil
 }
 
-func clearDevices[A layout.IP](m *ebpf.Map, key *layout.CtKey[A],
+func clearDevices[A layout.IP](t *Table, m *ebpf.Map, key *layout.CtKey[A],
 	judge func(*layout.CtKey[A], *layout.CtEntry[A]) verdict,
 ) error {
+	t.writing.Lock()
+	defer t.writing.Unlock()
 	var entry layout.CtEntry[A]
 	if err := m.Lookup(key, &entry); err != nil {
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -205,35 +223,43 @@ func stale[A layout.IP](maps *Maps, clock func() uint64) func(*layout.CtKey[A], 
 	}
 }
 
-// each scans everything, record by record.
-func each[A layout.IP](maps *Maps, judge func(*layout.CtKey[A], *layout.CtEntry[A]) verdict) (int, error) {
+// each scans everything, record by record, and again if maps were exchanged
+// meanwhile.
+func each[A layout.IP](t *Table, family int, judge func(*layout.CtKey[A], *layout.CtEntry[A]) verdict) (int, error) {
 	total := 0
-	for _, m := range maps.all() {
-		var cursor ebpf.MapBatchCursor
-		_, removed, _, err := scan(m, &cursor, 0, judge)
-		total += removed
-		if err != nil {
-			return total, err
+	for {
+		began := t.growths.Load()
+		maps := t.maps(family)
+		for _, m := range maps.all() {
+			var cursor ebpf.MapBatchCursor
+			_, removed, _, err := scan(t, m, &cursor, 0, judge)
+			total += removed
+			if err != nil {
+				return total, err
+			}
+		}
+		if t.growths.Load() == began {
+			return total, nil
 		}
 	}
-	return total, nil
 }
 
 // ForEach calls visit with every live flow until it returns an error.
 func (t *Table) ForEach(visit func(Flow) error) error {
-	if err := list[layout.V4](&t.v4, 4, visit); err != nil {
+	if err := list[layout.V4](t, 4, visit); err != nil {
 		return err
 	}
-	return list[layout.V6](&t.v6, 6, visit)
+	return list[layout.V6](t, 6, visit)
 }
 
-func list[A layout.IP](maps *Maps, family int, visit func(Flow) error) error {
+func list[A layout.IP](t *Table, family int, visit func(Flow) error) error {
+	maps := t.maps(family)
 	for _, m := range maps.all() {
 		now := coarse()
 		established := m == maps.Established || m == maps.EstablishedDraining
 		var failed error
 		var cursor ebpf.MapBatchCursor
-		_, _, _, err := scan(m, &cursor, 0, func(k *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
+		_, _, _, err := scan(t, m, &cursor, 0, func(k *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
 			if failed == nil && e.Kind == layout.CtRecord && e.Expires > now {
 				failed = visit(Flow{
 					Family: family, Proto: k.Proto, Client: e.Client(), Frontend: e.Frontend(), Backend: e.Backend(),
@@ -260,8 +286,8 @@ type Answers func(frontend, backend netip.AddrPort, proto uint8) bool
 // UDP has no end of its own: a client that sends on would be led to nobody for
 // as long as it does.
 func (t *Table) RemoveStaleUDP(answers Answers) (int, error) {
-	n4, err4 := each(&t.v4, staleUDP[layout.V4](answers))
-	n6, err6 := each(&t.v6, staleUDP[layout.V6](answers))
+	n4, err4 := each(t, 4, staleUDP[layout.V4](answers))
+	n6, err6 := each(t, 6, staleUDP[layout.V6](answers))
 	return n4 + n6, errors.Join(err4, err6)
 }
 
@@ -281,8 +307,8 @@ func staleUDP[A layout.IP](answers Answers) func(*layout.CtKey[A], *layout.CtEnt
 // makes those of uplinks find their way anew. Indexes are used again, so what
 // names one must not outlive it.
 func (t *Table) ForgetDevices(indexes ...uint32) (int, error) {
-	n4, err4 := each(&t.v4, leavesBy[layout.V4](indexes))
-	n6, err6 := each(&t.v6, leavesBy[layout.V6](indexes))
+	n4, err4 := each(t, 4, leavesBy[layout.V4](indexes))
+	n6, err6 := each(t, 6, leavesBy[layout.V6](indexes))
 	return n4 + n6, errors.Join(err4, err6)
 }
 

@@ -43,8 +43,11 @@ func newTable(t *testing.T) *Table {
 			EstablishedDraining: create(t, "drain_"+f, key, value, ebpf.Hash),
 		}
 	}
-	return New(family("v4", uint32(sizeof[layout.CtKeyV4]()), uint32(sizeof[layout.CtEntryV4]())),
-		family("v6", uint32(sizeof[layout.CtKeyV6]()), uint32(sizeof[layout.CtEntryV6]())))
+	maps := map[int]Maps{
+		4: family("v4", uint32(sizeof[layout.CtKeyV4]()), uint32(sizeof[layout.CtEntryV4]())),
+		6: family("v6", uint32(sizeof[layout.CtKeyV6]()), uint32(sizeof[layout.CtEntryV6]())),
+	}
+	return New(func(f int) Maps { return maps[f] })
 }
 
 // flow is a record and its frontend alias.
@@ -101,18 +104,18 @@ func sizeof[T any]() uintptr { return unsafe.Sizeof(*new(T)) }
 
 func TestSweep(t *testing.T) {
 	table := newTable(t)
-	live, liveAlias := add[layout.V4](t, table.v4.Established, flow{"10.0.0.1:1000", "10.9.0.1:80", "10.0.0.2:8080", 6, 7, time.Hour, [2]uint32{}, [2]layout.DeviceKind{}}, 1)
-	dead, deadAlias := add[layout.V4](t, table.v4.Embryonic, flow{"10.0.0.1:1001", "10.9.0.1:80", "10.0.0.2:8080", 6, 8, -time.Second, [2]uint32{}, [2]layout.DeviceKind{}}, 2)
-	drained, _ := add[layout.V4](t, table.v4.EstablishedDraining, flow{"10.0.0.1:1002", "10.9.0.1:80", "10.0.0.2:8080", 6, 9, -time.Second, [2]uint32{}, [2]layout.DeviceKind{}}, 3)
-	six, sixAlias := add[layout.V6](t, table.v6.Established, flow{"[fd00::1]:1000", "[fd09::1]:80", "[fd00::2]:8080", 17, 10, time.Hour, [2]uint32{}, [2]layout.DeviceKind{}}, 4)
+	live, liveAlias := add[layout.V4](t, table.maps(4).Established, flow{"10.0.0.1:1000", "10.9.0.1:80", "10.0.0.2:8080", 6, 7, time.Hour, [2]uint32{}, [2]layout.DeviceKind{}}, 1)
+	dead, deadAlias := add[layout.V4](t, table.maps(4).Embryonic, flow{"10.0.0.1:1001", "10.9.0.1:80", "10.0.0.2:8080", 6, 8, -time.Second, [2]uint32{}, [2]layout.DeviceKind{}}, 2)
+	drained, _ := add[layout.V4](t, table.maps(4).EstablishedDraining, flow{"10.0.0.1:1002", "10.9.0.1:80", "10.0.0.2:8080", 6, 9, -time.Second, [2]uint32{}, [2]layout.DeviceKind{}}, 3)
+	six, sixAlias := add[layout.V6](t, table.maps(6).Established, flow{"[fd00::1]:1000", "[fd09::1]:80", "[fd00::2]:8080", 17, 10, time.Hour, [2]uint32{}, [2]layout.DeviceKind{}}, 4)
 	// An alias of a record that another flow has replaced since.
 	var orphan layout.CtEntryV4
-	if err := table.v4.Established.Lookup(&liveAlias, &orphan); err != nil {
+	if err := table.maps(4).Established.Lookup(&liveAlias, &orphan); err != nil {
 		t.Fatal(err)
 	}
 	orphan.Nonce = 99
 	orphanKey, _, _ := layout.NewCtKey[layout.V4](netip.MustParseAddrPort("10.0.0.1:1000"), netip.MustParseAddrPort("10.9.0.9:80"), 6)
-	if err := table.v4.Established.Put(&orphanKey, &orphan); err != nil {
+	if err := table.maps(4).Established.Put(&orphanKey, &orphan); err != nil {
 		t.Fatal(err)
 	}
 	var got PassStats
@@ -133,10 +136,10 @@ func TestSweep(t *testing.T) {
 	if removed += got.Removed; removed != 5 {
 		t.Errorf("removed %d entries, want 5", removed)
 	}
-	if !has(t, table.v4.Established, live) || !has(t, table.v4.Established, liveAlias) || !has(t, table.v6.Established, six) || !has(t, table.v6.Established, sixAlias) {
+	if !has(t, table.maps(4).Established, live) || !has(t, table.maps(4).Established, liveAlias) || !has(t, table.maps(6).Established, six) || !has(t, table.maps(6).Established, sixAlias) {
 		t.Error("a live flow was removed")
 	}
-	if has(t, table.v4.Embryonic, dead) || has(t, table.v4.Embryonic, deadAlias) || has(t, table.v4.EstablishedDraining, drained) || has(t, table.v4.Established, orphanKey) {
+	if has(t, table.maps(4).Embryonic, dead) || has(t, table.maps(4).Embryonic, deadAlias) || has(t, table.maps(4).EstablishedDraining, drained) || has(t, table.maps(4).Established, orphanKey) {
 		t.Error("something dead is left")
 	}
 	if fmt.Sprint(got.Unused) != "map[8:{} 55:{}]" {
@@ -155,7 +158,7 @@ func TestManyEntries(t *testing.T) {
 		if i%3 == 0 {
 			ttl = -time.Second
 		}
-		add[layout.V4](t, table.v4.Established, flow{fmt.Sprintf("10.0.%d.%d:1000", i/250, i%250), "10.9.0.1:80", "10.1.0.2:8080", 6, 7, ttl, [2]uint32{}, [2]layout.DeviceKind{}}, uint32(i))
+		add[layout.V4](t, table.maps(4).Established, flow{fmt.Sprintf("10.0.%d.%d:1000", i/250, i%250), "10.9.0.1:80", "10.1.0.2:8080", 6, 7, ttl, [2]uint32{}, [2]layout.DeviceKind{}}, uint32(i))
 	}
 	var got PassStats
 	waits := 0
@@ -188,17 +191,17 @@ func TestStaleUDP(t *testing.T) {
 	f := func(proto uint8, service uint32, backend string) flow {
 		return flow{"10.0.0.1:53", "10.9.0.1:53", backend, proto, service, time.Hour, [2]uint32{}, [2]layout.DeviceKind{}}
 	}
-	kept, _ := add[layout.V4](t, table.v4.Established, f(17, 1, "10.0.0.2:53"), 1)
-	gone, _ := add[layout.V4](t, table.v4.Established, f(17, 1, "10.0.0.3:53"), 2)
-	tcp, _ := add[layout.V4](t, table.v4.Established, f(6, 1, "10.0.0.3:53"), 3)
-	plain, _ := add[layout.V4](t, table.v4.Embryonic, f(17, 0, "10.0.0.4:53"), 4)
+	kept, _ := add[layout.V4](t, table.maps(4).Established, f(17, 1, "10.0.0.2:53"), 1)
+	gone, _ := add[layout.V4](t, table.maps(4).Established, f(17, 1, "10.0.0.3:53"), 2)
+	tcp, _ := add[layout.V4](t, table.maps(4).Established, f(6, 1, "10.0.0.3:53"), 3)
+	plain, _ := add[layout.V4](t, table.maps(4).Embryonic, f(17, 0, "10.0.0.4:53"), 4)
 	n, err := table.RemoveStaleUDP(func(frontend, backend netip.AddrPort, proto uint8) bool {
 		return frontend.String() == "10.9.0.1:53" && proto == 17 && backend.Addr().String() == "10.0.0.2"
 	})
 	if err != nil || n != 1 {
 		t.Fatalf("removed %d, %v", n, err)
 	}
-	if !has(t, table.v4.Established, kept) || has(t, table.v4.Established, gone) || !has(t, table.v4.Established, tcp) || !has(t, table.v4.Embryonic, plain) {
+	if !has(t, table.maps(4).Established, kept) || has(t, table.maps(4).Established, gone) || !has(t, table.maps(4).Established, tcp) || !has(t, table.maps(4).Embryonic, plain) {
 		t.Fatal("the wrong flows were ended")
 	}
 }
@@ -209,17 +212,17 @@ func TestForgetDevices(t *testing.T) {
 		return flow{client, "10.9.0.1:80", "10.0.0.2:80", 6, 1, time.Hour, out, kind}
 	}
 	pod, uplink := layout.DevicePod, layout.DeviceUplink
-	ofPod, _ := add[layout.V4](t, table.v4.Established, f("10.0.0.1:1", [2]uint32{5, 6}, [2]layout.DeviceKind{pod, uplink}), 1)
-	other, _ := add[layout.V4](t, table.v4.Established, f("10.0.0.1:2", [2]uint32{7, 6}, [2]layout.DeviceKind{pod, pod}), 2)
-	ofUplink, _ := add[layout.V4](t, table.v4.Established, f("10.0.0.1:3", [2]uint32{7, 5}, [2]layout.DeviceKind{pod, uplink}), 3)
+	ofPod, _ := add[layout.V4](t, table.maps(4).Established, f("10.0.0.1:1", [2]uint32{5, 6}, [2]layout.DeviceKind{pod, uplink}), 1)
+	other, _ := add[layout.V4](t, table.maps(4).Established, f("10.0.0.1:2", [2]uint32{7, 6}, [2]layout.DeviceKind{pod, pod}), 2)
+	ofUplink, _ := add[layout.V4](t, table.maps(4).Established, f("10.0.0.1:3", [2]uint32{7, 5}, [2]layout.DeviceKind{pod, uplink}), 3)
 	if n, err := table.ForgetDevices(4, 5); err != nil || n != 2 {
 		t.Fatalf("%d flows, %v", n, err)
 	}
-	if has(t, table.v4.Established, ofPod) || !has(t, table.v4.Established, other) {
+	if has(t, table.maps(4).Established, ofPod) || !has(t, table.maps(4).Established, other) {
 		t.Fatal("the wrong flow was ended")
 	}
 	var e layout.CtEntryV4
-	if err := table.v4.Established.Lookup(&ofUplink, &e); err != nil || e.OutIfindex != [2]uint32{} || e.Nonce != 3 {
+	if err := table.maps(4).Established.Lookup(&ofUplink, &e); err != nil || e.OutIfindex != [2]uint32{} || e.Nonce != 3 {
 		t.Fatalf("the uplink's flow: %v %v", e.OutIfindex, err)
 	}
 }
@@ -229,18 +232,18 @@ func TestForgetDevices(t *testing.T) {
 func TestPromotedDuringPass(t *testing.T) {
 	table := newTable(t)
 	f := flow{client: "10.1.0.9:4000", frontend: "10.9.0.1:53", backend: "10.1.0.7:53", proto: layout.ProtoUDP, service: 7, ttl: time.Minute}
-	key, _ := add[layout.V4](t, table.v4.Embryonic, f, 1)
+	key, _ := add[layout.V4](t, table.maps(4).Embryonic, f, 1)
 	f.client, f.service = "10.1.0.9:4001", 8
-	add[layout.V4](t, table.v4.Established, f, 2)
+	add[layout.V4](t, table.maps(4).Established, f, 2)
 	met := false
-	_, err := each(&table.v4, func(_ *layout.CtKey[layout.V4], e *layout.CtEntry[layout.V4]) verdict {
+	_, err := each(table, 4, func(_ *layout.CtKey[layout.V4], e *layout.CtEntry[layout.V4]) verdict {
 		if e.Kind != layout.CtRecord || e.ServiceID == 7 {
 			met = met || e.Kind == layout.CtRecord
 			return keep
 		}
 		var record layout.CtEntry[layout.V4]
-		if err := errors.Join(table.v4.Embryonic.Lookup(&key, &record), table.v4.Established.Put(&key, &record),
-			table.v4.Embryonic.Delete(&key)); err != nil {
+		if err := errors.Join(table.maps(4).Embryonic.Lookup(&key, &record), table.maps(4).Established.Put(&key, &record),
+			table.maps(4).Embryonic.Delete(&key)); err != nil {
 			t.Fatal(err)
 		}
 		return keep

@@ -14,13 +14,21 @@ import (
 )
 
 const (
-	// tick and budget bound the sweeper's share of a core: a full pass over half a
-	// million entries in one go would take 100 ms.
-	tick   = 100 * time.Millisecond
-	budget = 4096
+	// tick and minBudget bound the sweeper's share of a core: a full pass over
+	// half a million entries in one go would take 100 ms and more.
+	tick      = 100 * time.Millisecond
+	minBudget = 4096
 	// pause is the time between the starts of two passes.
 	pause = 5 * time.Second
+	// passTime is how long a pass over large maps may take: the entries of a tick
+	// grow with the maps, for what is over but not swept takes room. A pass over
+	// four million entries then takes a fifth of a core.
+	passTime = 10 * time.Second
 )
+
+// budgetFor returns how many entries a tick is to sweep so that a pass over n
+// takes no longer than passTime.
+func budgetFor(n int) int { return max(minBudget, n/int(passTime/tick)+1) }
 
 // Observer learns what a pass over the tables found.
 type Observer struct {
@@ -43,6 +51,13 @@ type PassStats struct {
 	Unused map[uint32]struct{}
 	// Duration is how long the pass took.
 	Duration time.Duration
+	// Seen is how many entries were looked at.
+	Seen int
+	// Steady tells that no entry moved from one map to a larger one meanwhile:
+	// else some may have been counted twice, or not at all.
+	Steady bool
+
+	growths uint64 // of the table when the pass began
 }
 
 // stage is the sweeping of one map.
@@ -51,7 +66,7 @@ type stage struct {
 	step func(cursor *ebpf.MapBatchCursor, budget int, named func(uint32)) (seen, removed int, end bool, err error)
 }
 
-func stagesOf[A layout.IP](maps *Maps, family string) []stage {
+func stagesOf[A layout.IP](t *Table, maps Maps, family string) []stage {
 	names := map[*ebpf.Map]string{
 		maps.Established: "established_" + family, maps.Embryonic: "embryonic_" + family,
 	}
@@ -63,9 +78,9 @@ func stagesOf[A layout.IP](maps *Maps, family string) []stage {
 	}
 	var stages []stage
 	for _, m := range maps.all() {
-		judge := stale[A](maps, coarse)
+		judge := stale[A](&maps, coarse)
 		stages = append(stages, stage{names[m], func(cursor *ebpf.MapBatchCursor, budget int, named func(uint32)) (int, int, bool, error) {
-			return scan(m, cursor, budget, func(k *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
+			return scan(t, m, cursor, budget, func(k *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
 				v := judge(k, e)
 				if v == keep && e.Kind == layout.CtRecord {
 					named(e.ServiceID)
@@ -128,10 +143,14 @@ func (s *Sweeper) Pass() error { return s.pass(func() bool { return true }) }
 // and ends the pass if it returns false.
 func (s *Sweeper) pass(wait func() bool) error {
 	started := time.Now()
-	stats := PassStats{Entries: map[string]int{}, Unused: s.observer.Begin()}
+	began := s.table.growths.Load()
+	stats := PassStats{Entries: map[string]int{}, Unused: s.observer.Begin(), growths: began}
 	named := func(id uint32) { delete(stats.Unused, id) }
+	budget := budgetFor(s.Last().Seen)
 	left := budget
-	stages := append(stagesOf[layout.V4](&s.table.v4, "v4"), stagesOf[layout.V6](&s.table.v6, "v6")...)
+	v4, v6 := s.table.maps(4), s.table.maps(6)
+	draining := v4.draining() || v6.draining()
+	stages := append(stagesOf[layout.V4](s.table, v4, "v4"), stagesOf[layout.V6](s.table, v6, "v6")...)
 	for _, st := range stages {
 		var cursor ebpf.MapBatchCursor
 		for end := false; !end; {
@@ -139,6 +158,8 @@ func (s *Sweeper) pass(wait func() bool) error {
 				if !wait() {
 					return nil
 				}
+				// Many more than in the last pass: not at its pace.
+				budget = max(budget, budgetFor(stats.Seen))
 				left = budget
 			}
 			seen, removed, last, err := st.step(&cursor, left, named)
@@ -146,11 +167,18 @@ func (s *Sweeper) pass(wait func() bool) error {
 				return fmt.Errorf("sweep %s: %w", st.name, err)
 			}
 			left -= max(seen, 1)
+			stats.Seen += seen
 			stats.Entries[st.name] += seen - removed
 			stats.Removed += removed
 			end = last
 		}
 	}
+	exchanged := s.table.growths.Load() != began
+	if exchanged {
+		// Entries may have moved past this pass: nothing is unused for sure.
+		stats.Unused = nil
+	}
+	stats.Steady = !exchanged && !draining
 	stats.Duration = time.Since(started)
 	s.mu.Lock()
 	s.last = stats

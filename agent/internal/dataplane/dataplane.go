@@ -56,6 +56,10 @@ type Dataplane interface {
 	// DumpMap calls visit with each entry of a table; ErrNoMap if there is none
 	// of that name.
 	DumpMap(name string, visit func(*agentv1.DumpMapResponse) error) error
+	// GrowMap replaces a table by one with room for more entries, while traffic
+	// goes on, and returns how many fitted before. Errors: ErrNoMap, ErrFixedSize,
+	// ErrNotLarger, ErrMoving, or the kernel's.
+	GrowMap(ctx context.Context, name string, entries uint32) (before uint32, err error)
 	// Diff calls visit with each difference between the store and the kernel.
 	Diff(visit func(*agentv1.DiffDesiredResponse) error) error
 	// Repair removes the differences and tells how many are no more, and what

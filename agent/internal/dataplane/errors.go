@@ -13,6 +13,16 @@ import (
 // ErrNoMap says that there is no map of the asked name.
 var ErrNoMap = errors.New("there is no map of that name")
 
+// Errors of [Dataplane.GrowMap], beside [ErrNoMap].
+var (
+	// ErrFixedSize says that a map keeps the size it was created with.
+	ErrFixedSize = errors.New("this map keeps the size it was created with")
+	// ErrNotLarger says that a map has the wanted size, or more.
+	ErrNotLarger = errors.New("the map has room for as many already")
+	// ErrMoving says that a map has not ended its last growth.
+	ErrMoving = errors.New("the map's entries still move from its last growth")
+)
+
 // Reasons of a ResourceError that any dataplane can give.
 const (
 	// ReasonUnknownType is for resources that this agent is too old for.

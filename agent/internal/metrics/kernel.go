@@ -27,6 +27,8 @@ type Sources struct {
 	Held func() map[string]uint64
 	// Problems are the present errors of resources; the first maxProblems are told.
 	Problems func() []*dataplanev1.ResourceError
+	// Failures counts insertions into kernel's tables that found no room, by name.
+	Failures func() map[string]uint64
 	// LogBytes is the length of the state log.
 	LogBytes func() int64
 	// LogAway tells that the state log is in memory for now.
@@ -44,8 +46,10 @@ var (
 		"Entries of a BPF map; of flows (embryonic_*, established_*) as the last pass over them counted, which begins every 5 s or when the one before has ended.",
 		[]string{"map"}, nil)
 	capacityDesc = prometheus.NewDesc(prefix+"map_max_entries", "Entries that fit into a BPF map.", []string{"map"}, nil)
-	heldDesc     = prometheus.NewDesc(prefix+"held_resources", "Resources that the agent holds, by type.", []string{"type"}, nil)
-	problemDesc  = prometheus.NewDesc(prefix+"problem",
+	failuresDesc = prometheus.NewDesc(prefix+"map_insert_failures_total",
+		"Attempts of flows to be added to a BPF map of flows that had no room.", []string{"map"}, nil)
+	heldDesc    = prometheus.NewDesc(prefix+"held_resources", "Resources that the agent holds, by type.", []string{"type"}, nil)
+	problemDesc = prometheus.NewDesc(prefix+"problem",
 		"1 for each resource that could not be programmed and for the field to blame; at most 100.",
 		[]string{"type", "key", "field", "reason"}, nil)
 	logDesc  = prometheus.NewDesc(prefix+"state_log_bytes", "Length of the state log.", nil, nil)
@@ -63,7 +67,7 @@ func (m *Metrics) RegisterSources(s Sources) { m.Registry.MustRegister(kernelCol
 
 // Describe implements prometheus.Collector.
 func (c kernelCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{packetsDesc, bytesDesc, entriesDesc, capacityDesc, heldDesc, problemDesc, logDesc, awayDesc} {
+	for _, d := range []*prometheus.Desc{packetsDesc, bytesDesc, entriesDesc, capacityDesc, failuresDesc, heldDesc, problemDesc, logDesc, awayDesc} {
 		ch <- d
 	}
 }
@@ -96,6 +100,9 @@ func (c kernelCollector) Collect(ch chan<- prometheus.Metric) {
 	for name, fill := range c.s.Fill() {
 		emit(entriesDesc, prometheus.GaugeValue, float64(fill.Entries), name)
 		emit(capacityDesc, prometheus.GaugeValue, float64(fill.Capacity), name)
+	}
+	for name, n := range c.s.Failures() {
+		emit(failuresDesc, prometheus.CounterValue, float64(n), name)
 	}
 	for name, n := range c.s.Held() {
 		emit(heldDesc, prometheus.GaugeValue, float64(n), name)

@@ -25,6 +25,7 @@ func TestProblems(t *testing.T) {
 	m.RegisterSources(Sources{
 		Counters: func() (map[layout.CounterKey]layout.Counter, error) { return nil, nil },
 		Fill:     func() map[string]Fill { return nil },
+		Failures: func() map[string]uint64 { return nil },
 		Held:     func() map[string]uint64 { return nil },
 		Problems: func() []*dataplanev1.ResourceError { return problems },
 		LogBytes: func() int64 { return 0 },

@@ -36,6 +36,7 @@ type Metrics struct {
 	Passes             prometheus.Counter
 	StaleUDP           prometheus.Counter
 	MapGrowths         *prometheus.CounterVec // map
+	MovedEntries       *prometheus.CounterVec // map
 }
 
 // New returns all instruments, registered.
@@ -84,6 +85,7 @@ func New(version string) *Metrics {
 		StaleUDP:      counter("conntrack_stale_udp_total", "UDP flows that were ended because their backend is gone."),
 	}
 	m.MapGrowths = counters("map_growths_total", "Times that a BPF map was replaced by a larger one under traffic.", "map")
+	m.MovedEntries = counters("map_moved_entries_total", "Entries that moved to the larger BPF map that took the place of theirs.", "map")
 	m.ResourceErrors = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: prefix + "resource_errors", Help: "Errors of resources that could not be programmed, by reason.",
 	}, []string{"reason"})

@@ -52,6 +52,8 @@ type Kernel interface {
 	Features() []*agentv1.Feature
 	// Maps describes the maps.
 	Maps() ([]*agentv1.MapState, error)
+	// Capacities returns how many entries fit into each map, by name.
+	Capacities() map[string]uint64
 	// TableSizes returns how many entries fit into each table, by name.
 	TableSizes() map[string]uint32
 	// PrepareGrowth makes larger tables ready to take the place of those in use.

@@ -101,6 +101,8 @@ func (p *Plane) Grow(ctx context.Context, refresh func(context.Context) error, g
 
 // growTo replaces tables. Changes wait only while they are copied.
 func (p *Plane) growTo(sizes map[string]uint32) bool {
+	p.growing.Lock()
+	defer p.growing.Unlock()
 	started := time.Now()
 	g, err := p.kernel.PrepareGrowth(sizes)
 	prepared := time.Now()

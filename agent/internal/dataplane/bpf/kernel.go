@@ -32,6 +32,7 @@ type System struct {
 	pinPath   string
 	cgroup    string
 	features  func() []*agentv1.Feature
+	conntrack *conntrack.Table
 
 	mu      sync.Mutex
 	sockets []mbpf.Attachment
@@ -42,11 +43,13 @@ var _ Kernel = (*System)(nil)
 
 // NewSystem returns the kernel behind an open dataplane.
 func NewSystem(d *mbpf.Dataplane, pinPath, cgroup string) *System {
-	return &System{
+	s := &System{
 		dataplane: d, pinPath: pinPath, cgroup: cgroup, devices: map[uint32]device{},
 		// Some 30 ms, which a start can do without.
 		features: sync.OnceValue(func() []*agentv1.Feature { return Features(mbpf.Probe()) }),
 	}
+	s.conntrack = conntrack.New(s.conntrackMaps)
+	return s
 }
 
 // Features describes probed features.
@@ -67,16 +70,20 @@ func Features(probed []mbpf.Feature) []*agentv1.Feature {
 }
 
 // Conntrack returns the flow tables.
-func (s *System) Conntrack() *conntrack.Table {
-	of := func(f *mbpf.FamilyMaps) conntrack.Maps {
-		established, establishedDraining := f.Established.Maps()
-		embryonic, embryonicDraining := f.Embryonic.Maps()
-		return conntrack.Maps{
-			Established: established, EstablishedDraining: establishedDraining,
-			Embryonic: embryonic, EmbryonicDraining: embryonicDraining,
+func (s *System) Conntrack() *conntrack.Table { return s.conntrack }
+
+// conntrackMaps returns a family's flow tables as they are now.
+func (s *System) conntrackMaps(family int) conntrack.Maps {
+	var maps conntrack.Maps
+	for _, g := range s.dataplane.Generations() {
+		switch g.Name() {
+		case fmt.Sprintf("established_v%d", family):
+			maps.Established, maps.EstablishedDraining = g.Maps()
+		case fmt.Sprintf("embryonic_v%d", family):
+			maps.Embryonic, maps.EmbryonicDraining = g.Maps()
 		}
 	}
-	return conntrack.New(of(s.dataplane.V4), of(s.dataplane.V6))
+	return maps
 }
 
 // Quiesce implements Kernel.
@@ -373,7 +380,7 @@ func (s *System) Maps() ([]*agentv1.MapState, error) {
 	return list, nil
 }
 
-// Capacities returns how many entries fit into each map.
+// Capacities implements Kernel.
 func (s *System) Capacities() map[string]uint64 {
 	capacities := map[string]uint64{}
 	for _, n := range s.maps() {

@@ -50,6 +50,8 @@ type Options struct {
 	AllowFastPath func() error
 	// Growth says when tables are replaced by larger ones.
 	Growth GrowthPolicy
+	// GrowConntrack replaces a map of flows by a larger one.
+	GrowConntrack func(name string, entries uint32) error
 	// HostNetnsCookie identifies the network namespace of the host.
 	HostNetnsCookie uint64
 }
@@ -115,6 +117,8 @@ type Plane struct {
 	full map[string]struct{}
 	// growthFault is why a table that should grow does not.
 	growthFault string
+	// growing is held by whoever replaces tables: one growth at a time.
+	growing sync.Mutex
 	// grow wakes the goroutine that makes tables grow.
 	grow chan struct{}
 

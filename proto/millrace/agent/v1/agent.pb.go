@@ -1377,6 +1377,107 @@ func (x *DumpMapResponse) GetValue() string {
 	return ""
 }
 
+// GrowMapRequest names a map and its new size.
+type GrowMapRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the map, as ListMaps tells it.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// How many entries are to fit; more than fit now.
+	MaxEntries    uint32 `protobuf:"varint,2,opt,name=max_entries,json=maxEntries,proto3" json:"max_entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrowMapRequest) Reset() {
+	*x = GrowMapRequest{}
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowMapRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowMapRequest) ProtoMessage() {}
+
+func (x *GrowMapRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowMapRequest.ProtoReflect.Descriptor instead.
+func (*GrowMapRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GrowMapRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GrowMapRequest) GetMaxEntries() uint32 {
+	if x != nil {
+		return x.MaxEntries
+	}
+	return 0
+}
+
+// GrowMapResponse tells what was.
+type GrowMapResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many entries fitted before.
+	PreviousMaxEntries uint32 `protobuf:"varint,1,opt,name=previous_max_entries,json=previousMaxEntries,proto3" json:"previous_max_entries,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *GrowMapResponse) Reset() {
+	*x = GrowMapResponse{}
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowMapResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowMapResponse) ProtoMessage() {}
+
+func (x *GrowMapResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowMapResponse.ProtoReflect.Descriptor instead.
+func (*GrowMapResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GrowMapResponse) GetPreviousMaxEntries() uint32 {
+	if x != nil {
+		return x.PreviousMaxEntries
+	}
+	return 0
+}
+
 // DiffDesiredRequest has no fields yet.
 type DiffDesiredRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1386,7 +1487,7 @@ type DiffDesiredRequest struct {
 
 func (x *DiffDesiredRequest) Reset() {
 	*x = DiffDesiredRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +1499,7 @@ func (x *DiffDesiredRequest) String() string {
 func (*DiffDesiredRequest) ProtoMessage() {}
 
 func (x *DiffDesiredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +1512,7 @@ func (x *DiffDesiredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffDesiredRequest.ProtoReflect.Descriptor instead.
 func (*DiffDesiredRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 // DiffDesiredResponse carries one difference.
@@ -1431,7 +1532,7 @@ type DiffDesiredResponse struct {
 
 func (x *DiffDesiredResponse) Reset() {
 	*x = DiffDesiredResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1544,7 @@ func (x *DiffDesiredResponse) String() string {
 func (*DiffDesiredResponse) ProtoMessage() {}
 
 func (x *DiffDesiredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1557,7 @@ func (x *DiffDesiredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffDesiredResponse.ProtoReflect.Descriptor instead.
 func (*DiffDesiredResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DiffDesiredResponse) GetObject() string {
@@ -1496,7 +1597,7 @@ type RepairRequest struct {
 
 func (x *RepairRequest) Reset() {
 	*x = RepairRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1609,7 @@ func (x *RepairRequest) String() string {
 func (*RepairRequest) ProtoMessage() {}
 
 func (x *RepairRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1622,7 @@ func (x *RepairRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairRequest.ProtoReflect.Descriptor instead.
 func (*RepairRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 // RepairResponse tells what was mended.
@@ -1537,7 +1638,7 @@ type RepairResponse struct {
 
 func (x *RepairResponse) Reset() {
 	*x = RepairResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1650,7 @@ func (x *RepairResponse) String() string {
 func (*RepairResponse) ProtoMessage() {}
 
 func (x *RepairResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1663,7 @@ func (x *RepairResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairResponse.ProtoReflect.Descriptor instead.
 func (*RepairResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RepairResponse) GetRepaired() uint64 {
@@ -1690,7 +1791,13 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"9\n" +
 	"\x0fDumpMapResponse\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"E\n" +
+	"\x0eGrowMapRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\vmax_entries\x18\x02 \x01(\rR\n" +
+	"maxEntries\"C\n" +
+	"\x0fGrowMapResponse\x120\n" +
+	"\x14previous_max_entries\x18\x01 \x01(\rR\x12previousMaxEntries\"\x14\n" +
 	"\x12DiffDesiredRequest\"q\n" +
 	"\x13DiffDesiredResponse\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x10\n" +
@@ -1700,13 +1807,14 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\rRepairRequest\"r\n" +
 	"\x0eRepairResponse\x12\x1a\n" +
 	"\brepaired\x18\x01 \x01(\x04R\brepaired\x12D\n" +
-	"\tremaining\x18\x02 \x03(\v2&.millrace.agent.v1.DiffDesiredResponseR\tremaining2\x87\x05\n" +
+	"\tremaining\x18\x02 \x03(\v2&.millrace.agent.v1.DiffDesiredResponseR\tremaining2\xd9\x05\n" +
 	"\fAgentService\x12V\n" +
 	"\tGetStatus\x12#.millrace.agent.v1.GetStatusRequest\x1a$.millrace.agent.v1.GetStatusResponse\x12a\n" +
 	"\fListServices\x12&.millrace.agent.v1.ListServicesRequest\x1a'.millrace.agent.v1.ListServicesResponse0\x01\x12d\n" +
 	"\rListConntrack\x12'.millrace.agent.v1.ListConntrackRequest\x1a(.millrace.agent.v1.ListConntrackResponse0\x01\x12S\n" +
 	"\bListMaps\x12\".millrace.agent.v1.ListMapsRequest\x1a#.millrace.agent.v1.ListMapsResponse\x12R\n" +
-	"\aDumpMap\x12!.millrace.agent.v1.DumpMapRequest\x1a\".millrace.agent.v1.DumpMapResponse0\x01\x12^\n" +
+	"\aDumpMap\x12!.millrace.agent.v1.DumpMapRequest\x1a\".millrace.agent.v1.DumpMapResponse0\x01\x12P\n" +
+	"\aGrowMap\x12!.millrace.agent.v1.GrowMapRequest\x1a\".millrace.agent.v1.GrowMapResponse\x12^\n" +
 	"\vDiffDesired\x12%.millrace.agent.v1.DiffDesiredRequest\x1a&.millrace.agent.v1.DiffDesiredResponse0\x01\x12M\n" +
 	"\x06Repair\x12 .millrace.agent.v1.RepairRequest\x1a!.millrace.agent.v1.RepairResponseBFZDgithub.com/millrace-project/millrace/proto/millrace/agent/v1;agentv1b\x06proto3"
 
@@ -1722,7 +1830,7 @@ func file_millrace_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_millrace_agent_v1_agent_proto_rawDescData
 }
 
-var file_millrace_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_millrace_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_millrace_agent_v1_agent_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),      // 0: millrace.agent.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),     // 1: millrace.agent.v1.GetStatusResponse
@@ -1742,55 +1850,59 @@ var file_millrace_agent_v1_agent_proto_goTypes = []any{
 	(*MapState)(nil),              // 15: millrace.agent.v1.MapState
 	(*DumpMapRequest)(nil),        // 16: millrace.agent.v1.DumpMapRequest
 	(*DumpMapResponse)(nil),       // 17: millrace.agent.v1.DumpMapResponse
-	(*DiffDesiredRequest)(nil),    // 18: millrace.agent.v1.DiffDesiredRequest
-	(*DiffDesiredResponse)(nil),   // 19: millrace.agent.v1.DiffDesiredResponse
-	(*RepairRequest)(nil),         // 20: millrace.agent.v1.RepairRequest
-	(*RepairResponse)(nil),        // 21: millrace.agent.v1.RepairResponse
-	nil,                           // 22: millrace.agent.v1.GetStatusResponse.HeldEntry
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*v1.ResourceError)(nil),      // 24: millrace.dataplane.v1.ResourceError
-	(*v1.Position)(nil),           // 25: millrace.dataplane.v1.Position
-	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
-	(v1.DataplaneMode)(0),         // 27: millrace.dataplane.v1.DataplaneMode
-	(v1.Protocol)(0),              // 28: millrace.dataplane.v1.Protocol
+	(*GrowMapRequest)(nil),        // 18: millrace.agent.v1.GrowMapRequest
+	(*GrowMapResponse)(nil),       // 19: millrace.agent.v1.GrowMapResponse
+	(*DiffDesiredRequest)(nil),    // 20: millrace.agent.v1.DiffDesiredRequest
+	(*DiffDesiredResponse)(nil),   // 21: millrace.agent.v1.DiffDesiredResponse
+	(*RepairRequest)(nil),         // 22: millrace.agent.v1.RepairRequest
+	(*RepairResponse)(nil),        // 23: millrace.agent.v1.RepairResponse
+	nil,                           // 24: millrace.agent.v1.GetStatusResponse.HeldEntry
+	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
+	(*v1.ResourceError)(nil),      // 26: millrace.dataplane.v1.ResourceError
+	(*v1.Position)(nil),           // 27: millrace.dataplane.v1.Position
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(v1.DataplaneMode)(0),         // 29: millrace.dataplane.v1.DataplaneMode
+	(v1.Protocol)(0),              // 30: millrace.dataplane.v1.Protocol
 }
 var file_millrace_agent_v1_agent_proto_depIdxs = []int32{
-	23, // 0: millrace.agent.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
+	25, // 0: millrace.agent.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
 	2,  // 1: millrace.agent.v1.GetStatusResponse.calculator:type_name -> millrace.agent.v1.CalculatorConnection
 	3,  // 2: millrace.agent.v1.GetStatusResponse.dataplane:type_name -> millrace.agent.v1.DataplaneState
-	22, // 3: millrace.agent.v1.GetStatusResponse.held:type_name -> millrace.agent.v1.GetStatusResponse.HeldEntry
-	24, // 4: millrace.agent.v1.GetStatusResponse.errors:type_name -> millrace.dataplane.v1.ResourceError
-	23, // 5: millrace.agent.v1.CalculatorConnection.connect_time:type_name -> google.protobuf.Timestamp
-	25, // 6: millrace.agent.v1.CalculatorConnection.position:type_name -> millrace.dataplane.v1.Position
-	26, // 7: millrace.agent.v1.CalculatorConnection.last_latency:type_name -> google.protobuf.Duration
-	23, // 8: millrace.agent.v1.CalculatorConnection.disconnect_time:type_name -> google.protobuf.Timestamp
-	27, // 9: millrace.agent.v1.DataplaneState.mode:type_name -> millrace.dataplane.v1.DataplaneMode
+	24, // 3: millrace.agent.v1.GetStatusResponse.held:type_name -> millrace.agent.v1.GetStatusResponse.HeldEntry
+	26, // 4: millrace.agent.v1.GetStatusResponse.errors:type_name -> millrace.dataplane.v1.ResourceError
+	25, // 5: millrace.agent.v1.CalculatorConnection.connect_time:type_name -> google.protobuf.Timestamp
+	27, // 6: millrace.agent.v1.CalculatorConnection.position:type_name -> millrace.dataplane.v1.Position
+	28, // 7: millrace.agent.v1.CalculatorConnection.last_latency:type_name -> google.protobuf.Duration
+	25, // 8: millrace.agent.v1.CalculatorConnection.disconnect_time:type_name -> google.protobuf.Timestamp
+	29, // 9: millrace.agent.v1.DataplaneState.mode:type_name -> millrace.dataplane.v1.DataplaneMode
 	4,  // 10: millrace.agent.v1.DataplaneState.attachments:type_name -> millrace.agent.v1.Attachment
 	5,  // 11: millrace.agent.v1.DataplaneState.devices:type_name -> millrace.agent.v1.Device
 	6,  // 12: millrace.agent.v1.DataplaneState.features:type_name -> millrace.agent.v1.Feature
 	9,  // 13: millrace.agent.v1.ListServicesResponse.frontends:type_name -> millrace.agent.v1.Frontend
-	28, // 14: millrace.agent.v1.Frontend.protocol:type_name -> millrace.dataplane.v1.Protocol
+	30, // 14: millrace.agent.v1.Frontend.protocol:type_name -> millrace.dataplane.v1.Protocol
 	10, // 15: millrace.agent.v1.Frontend.backends:type_name -> millrace.agent.v1.FrontendBackend
-	28, // 16: millrace.agent.v1.ListConntrackResponse.protocol:type_name -> millrace.dataplane.v1.Protocol
-	26, // 17: millrace.agent.v1.ListConntrackResponse.expires:type_name -> google.protobuf.Duration
+	30, // 16: millrace.agent.v1.ListConntrackResponse.protocol:type_name -> millrace.dataplane.v1.Protocol
+	28, // 17: millrace.agent.v1.ListConntrackResponse.expires:type_name -> google.protobuf.Duration
 	15, // 18: millrace.agent.v1.ListMapsResponse.maps:type_name -> millrace.agent.v1.MapState
-	19, // 19: millrace.agent.v1.RepairResponse.remaining:type_name -> millrace.agent.v1.DiffDesiredResponse
+	21, // 19: millrace.agent.v1.RepairResponse.remaining:type_name -> millrace.agent.v1.DiffDesiredResponse
 	0,  // 20: millrace.agent.v1.AgentService.GetStatus:input_type -> millrace.agent.v1.GetStatusRequest
 	7,  // 21: millrace.agent.v1.AgentService.ListServices:input_type -> millrace.agent.v1.ListServicesRequest
 	11, // 22: millrace.agent.v1.AgentService.ListConntrack:input_type -> millrace.agent.v1.ListConntrackRequest
 	13, // 23: millrace.agent.v1.AgentService.ListMaps:input_type -> millrace.agent.v1.ListMapsRequest
 	16, // 24: millrace.agent.v1.AgentService.DumpMap:input_type -> millrace.agent.v1.DumpMapRequest
-	18, // 25: millrace.agent.v1.AgentService.DiffDesired:input_type -> millrace.agent.v1.DiffDesiredRequest
-	20, // 26: millrace.agent.v1.AgentService.Repair:input_type -> millrace.agent.v1.RepairRequest
-	1,  // 27: millrace.agent.v1.AgentService.GetStatus:output_type -> millrace.agent.v1.GetStatusResponse
-	8,  // 28: millrace.agent.v1.AgentService.ListServices:output_type -> millrace.agent.v1.ListServicesResponse
-	12, // 29: millrace.agent.v1.AgentService.ListConntrack:output_type -> millrace.agent.v1.ListConntrackResponse
-	14, // 30: millrace.agent.v1.AgentService.ListMaps:output_type -> millrace.agent.v1.ListMapsResponse
-	17, // 31: millrace.agent.v1.AgentService.DumpMap:output_type -> millrace.agent.v1.DumpMapResponse
-	19, // 32: millrace.agent.v1.AgentService.DiffDesired:output_type -> millrace.agent.v1.DiffDesiredResponse
-	21, // 33: millrace.agent.v1.AgentService.Repair:output_type -> millrace.agent.v1.RepairResponse
-	27, // [27:34] is the sub-list for method output_type
-	20, // [20:27] is the sub-list for method input_type
+	18, // 25: millrace.agent.v1.AgentService.GrowMap:input_type -> millrace.agent.v1.GrowMapRequest
+	20, // 26: millrace.agent.v1.AgentService.DiffDesired:input_type -> millrace.agent.v1.DiffDesiredRequest
+	22, // 27: millrace.agent.v1.AgentService.Repair:input_type -> millrace.agent.v1.RepairRequest
+	1,  // 28: millrace.agent.v1.AgentService.GetStatus:output_type -> millrace.agent.v1.GetStatusResponse
+	8,  // 29: millrace.agent.v1.AgentService.ListServices:output_type -> millrace.agent.v1.ListServicesResponse
+	12, // 30: millrace.agent.v1.AgentService.ListConntrack:output_type -> millrace.agent.v1.ListConntrackResponse
+	14, // 31: millrace.agent.v1.AgentService.ListMaps:output_type -> millrace.agent.v1.ListMapsResponse
+	17, // 32: millrace.agent.v1.AgentService.DumpMap:output_type -> millrace.agent.v1.DumpMapResponse
+	19, // 33: millrace.agent.v1.AgentService.GrowMap:output_type -> millrace.agent.v1.GrowMapResponse
+	21, // 34: millrace.agent.v1.AgentService.DiffDesired:output_type -> millrace.agent.v1.DiffDesiredResponse
+	23, // 35: millrace.agent.v1.AgentService.Repair:output_type -> millrace.agent.v1.RepairResponse
+	28, // [28:36] is the sub-list for method output_type
+	20, // [20:28] is the sub-list for method input_type
 	20, // [20:20] is the sub-list for extension type_name
 	20, // [20:20] is the sub-list for extension extendee
 	0,  // [0:20] is the sub-list for field type_name
@@ -1807,7 +1919,7 @@ func file_millrace_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_agent_v1_agent_proto_rawDesc), len(file_millrace_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

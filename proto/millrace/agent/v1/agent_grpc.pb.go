@@ -26,6 +26,7 @@ const (
 	AgentService_ListConntrack_FullMethodName = "/millrace.agent.v1.AgentService/ListConntrack"
 	AgentService_ListMaps_FullMethodName      = "/millrace.agent.v1.AgentService/ListMaps"
 	AgentService_DumpMap_FullMethodName       = "/millrace.agent.v1.AgentService/DumpMap"
+	AgentService_GrowMap_FullMethodName       = "/millrace.agent.v1.AgentService/GrowMap"
 	AgentService_DiffDesired_FullMethodName   = "/millrace.agent.v1.AgentService/DiffDesired"
 	AgentService_Repair_FullMethodName        = "/millrace.agent.v1.AgentService/Repair"
 )
@@ -49,6 +50,13 @@ type AgentServiceClient interface {
 	// DumpMap streams the decoded entries of one map. NOT_FOUND if there is no
 	// map of that name.
 	DumpMap(ctx context.Context, in *DumpMapRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DumpMapResponse], error)
+	// GrowMap replaces a map by one with room for more entries while traffic goes
+	// on, beyond the limit up to which maps grow by themselves. Entries of
+	// flows move to it after the answer. Errors: NOT_FOUND if there is no map of
+	// that name, FAILED_PRECONDITION if it keeps its size or has the wanted one
+	// already, UNAVAILABLE if its last growth has not ended, RESOURCE_EXHAUSTED if
+	// the kernel refuses; the reason in ErrorInfo tells them apart.
+	GrowMap(ctx context.Context, in *GrowMapRequest, opts ...grpc.CallOption) (*GrowMapResponse, error)
 	// DiffDesired streams the differences between what should be in the kernel
 	// and what is.
 	DiffDesired(ctx context.Context, in *DiffDesiredRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffDesiredResponse], error)
@@ -141,6 +149,16 @@ func (c *agentServiceClient) DumpMap(ctx context.Context, in *DumpMapRequest, op
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_DumpMapClient = grpc.ServerStreamingClient[DumpMapResponse]
 
+func (c *agentServiceClient) GrowMap(ctx context.Context, in *GrowMapRequest, opts ...grpc.CallOption) (*GrowMapResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GrowMapResponse)
+	err := c.cc.Invoke(ctx, AgentService_GrowMap_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *agentServiceClient) DiffDesired(ctx context.Context, in *DiffDesiredRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffDesiredResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[3], AgentService_DiffDesired_FullMethodName, cOpts...)
@@ -189,6 +207,13 @@ type AgentServiceServer interface {
 	// DumpMap streams the decoded entries of one map. NOT_FOUND if there is no
 	// map of that name.
 	DumpMap(*DumpMapRequest, grpc.ServerStreamingServer[DumpMapResponse]) error
+	// GrowMap replaces a map by one with room for more entries while traffic goes
+	// on, beyond the limit up to which maps grow by themselves. Entries of
+	// flows move to it after the answer. Errors: NOT_FOUND if there is no map of
+	// that name, FAILED_PRECONDITION if it keeps its size or has the wanted one
+	// already, UNAVAILABLE if its last growth has not ended, RESOURCE_EXHAUSTED if
+	// the kernel refuses; the reason in ErrorInfo tells them apart.
+	GrowMap(context.Context, *GrowMapRequest) (*GrowMapResponse, error)
 	// DiffDesired streams the differences between what should be in the kernel
 	// and what is.
 	DiffDesired(*DiffDesiredRequest, grpc.ServerStreamingServer[DiffDesiredResponse]) error
@@ -218,6 +243,9 @@ func (UnimplementedAgentServiceServer) ListMaps(context.Context, *ListMapsReques
 }
 func (UnimplementedAgentServiceServer) DumpMap(*DumpMapRequest, grpc.ServerStreamingServer[DumpMapResponse]) error {
 	return status.Error(codes.Unimplemented, "method DumpMap not implemented")
+}
+func (UnimplementedAgentServiceServer) GrowMap(context.Context, *GrowMapRequest) (*GrowMapResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GrowMap not implemented")
 }
 func (UnimplementedAgentServiceServer) DiffDesired(*DiffDesiredRequest, grpc.ServerStreamingServer[DiffDesiredResponse]) error {
 	return status.Error(codes.Unimplemented, "method DiffDesired not implemented")
@@ -315,6 +343,24 @@ func _AgentService_DumpMap_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_DumpMapServer = grpc.ServerStreamingServer[DumpMapResponse]
 
+func _AgentService_GrowMap_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GrowMapRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).GrowMap(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_GrowMap_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).GrowMap(ctx, req.(*GrowMapRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AgentService_DiffDesired_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(DiffDesiredRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -358,6 +404,10 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListMaps",
 			Handler:    _AgentService_ListMaps_Handler,
+		},
+		{
+			MethodName: "GrowMap",
+			Handler:    _AgentService_GrowMap_Handler,
 		},
 		{
 			MethodName: "Repair",

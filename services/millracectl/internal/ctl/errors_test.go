@@ -23,11 +23,14 @@ func TestUsage(t *testing.T) {
 		{"status --timeout 5", []string{`--timeout "5"`, "with its unit", "5s"}},
 		{"status --timeout 0s", []string{"--timeout 0s", "above 0"}},
 		{"nonesuch", []string{"nonesuch", "status", "completion", "dump"}},
-		{"maps nonesuch", []string{"nonesuch", "allowed are dump"}},
+		{"maps nonesuch", []string{"nonesuch", "allowed are dump, grow"}},
 		{"services nonesuch", []string{"nonesuch", "allowed are get"}},
 		{"services get", []string{"[NAMESPACE/]NAME"}},
 		{"services get -n a b/c", []string{"a", "b/c", "one is allowed"}},
 		{"maps dump", []string{"NAME"}},
+		{"maps grow established_v4", []string{"NAME", "ENTRIES"}},
+		{"maps grow established_v4 many", []string{"ENTRIES", "many", "whole number"}},
+		{"maps grow established_v4 0", []string{"ENTRIES", "whole number"}},
 		{"dump", []string{"NODE"}},
 		{"completion tcsh", []string{"tcsh", "bash", "zsh"}},
 		{"status now", []string{"no arguments", "now"}},
@@ -60,7 +63,7 @@ func TestUsage(t *testing.T) {
 func TestUnreachable(t *testing.T) {
 	nowhere := "unix://" + filepath.Join(t.TempDir(), "nowhere.sock")
 	for _, args := range []string{
-		"status", "services", "services get a/b", "conntrack", "maps", "maps dump a", "diff", "repair",
+		"status", "services", "services get a/b", "conntrack", "maps", "maps dump a", "maps grow a 1", "diff", "repair",
 		"nodes", "dump a",
 	} {
 		code, _, stderr := run(t, map[string]string{envAgent: nowhere, envCalc: nowhere}, strings.Fields(args)...)

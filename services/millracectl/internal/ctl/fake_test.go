@@ -187,6 +187,13 @@ func (f *fakeAgent) DumpMap(req *agentv1.DumpMapRequest, stream grpc.ServerStrea
 	return stream.Send(&agentv1.DumpMapResponse{Key: "3", Value: "10.1.0.5:8080 local"})
 }
 
+func (f *fakeAgent) GrowMap(_ context.Context, req *agentv1.GrowMapRequest) (*agentv1.GrowMapResponse, error) {
+	if req.GetName() == "config" {
+		return nil, status.Error(codes.FailedPrecondition, "config: this map keeps the size it was created with")
+	}
+	return &agentv1.GrowMapResponse{PreviousMaxEntries: req.GetMaxEntries() / 2}, nil
+}
+
 func (f *fakeAgent) DiffDesired(_ *agentv1.DiffDesiredRequest, stream grpc.ServerStreamingServer[agentv1.DiffDesiredResponse]) error {
 	for _, d := range f.differences {
 		if err := stream.Send(d); err != nil {

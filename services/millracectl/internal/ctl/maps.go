@@ -4,6 +4,8 @@ package ctl
 
 import (
 	"fmt"
+	"math"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -24,7 +26,40 @@ func (a *App) newMaps() *cobra.Command {
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.dumpMap(cmd, args[0]) },
 		ValidArgsFunction: a.completeMaps,
 	})
+	cmd.AddCommand(&cobra.Command{
+		Use:   "grow NAME ENTRIES",
+		Short: "Replace a map by one with room for more entries, under traffic",
+		Long: `Replace a map by one with room for more entries, under traffic.
+
+The limit up to which the agent lets maps grow by itself does not apply. Entries
+of flows (embryonic_*, established_*) move to the larger map afterwards; while
+they do, "millracectl maps" lists the smaller one as NAME-draining.`,
+		Args:              exactly("NAME", "ENTRIES"),
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.growMap(cmd, args[0], args[1]) },
+		ValidArgsFunction: a.completeMaps,
+	})
 	return cmd
+}
+
+func (a *App) growMap(cmd *cobra.Command, name, size string) error {
+	entries, err := strconv.ParseUint(size, 10, 32)
+	if err != nil || entries == 0 {
+		return usagef("ENTRIES: %q must be a whole number from 1 to %d", size, uint32(math.MaxUint32))
+	}
+	s, err := a.dialAgent(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	answer, err := s.agent().GrowMap(s.ctx, &agentv1.GrowMapRequest{Name: name, MaxEntries: uint32(entries)})
+	if err != nil {
+		return rpcError(fmt.Sprintf("growing map %q", name), s.target, err)
+	}
+	if a.output.forProgram() {
+		return a.printMessage(answer)
+	}
+	fmt.Fprintf(a.Stdout, "%s: %s entries, %s before\n", name, number(entries), number(uint64(answer.GetPreviousMaxEntries())))
+	return nil
 }
 
 func (a *App) listMaps(cmd *cobra.Command) (*agentv1.ListMapsResponse, error) {
