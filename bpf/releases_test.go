@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"bytes"
 	"compress/gzip"
 	"flag"
 	"io"
@@ -12,7 +13,38 @@ import (
 	"testing"
 )
 
-var writeLayoutsOf = flag.String("write-layouts", "", "write layouts.txt of this directory of objects anew")
+var writeRelease = flag.String("release", "", "keep the present objects and layouts as this release's")
+
+// keepRelease writes the present objects and their layouts to a directory.
+func keepRelease(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range objects {
+		var packed bytes.Buffer
+		z, err := gzip.NewWriterLevel(&packed, gzip.BestCompression)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := z.Write(o.elf); err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, o.name+".o.gz"), packed.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := describeLayouts(objects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "layouts.txt"), []byte(l.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
 
 // packedObjects reads the objects of a directory of compressed ones.
 func packedObjects(t testing.TB, dir string) []object {
@@ -54,23 +86,21 @@ func releases(t testing.TB) []string {
 // TestReleasesLayouts compares what is written down of each release with its
 // objects.
 func TestReleasesLayouts(t *testing.T) {
+	if *writeRelease != "" {
+		keepRelease(t, filepath.Join("releases", *writeRelease))
+	}
 	for _, dir := range releases(t) {
 		have, err := describeLayouts(packedObjects(t, dir))
 		if err != nil {
 			t.Fatal(err)
 		}
 		path := filepath.Join(dir, "layouts.txt")
-		if *writeLayoutsOf == filepath.Base(dir) {
-			if err := os.WriteFile(path, []byte(have.String()), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
 		want, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if have.String() != string(want) {
-			t.Errorf("%s is not of the objects beside it; write it anew by -write-layouts %s", path, filepath.Base(dir))
+			t.Errorf("%s does not describe the objects beside it", path)
 		}
 		parsed, err := ParseLayouts(string(want))
 		if err != nil || parsed.String() != string(want) {
