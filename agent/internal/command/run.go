@@ -387,13 +387,8 @@ func (a *agent) serveMetrics(failed context.CancelCauseFunc) (stop func(), err e
 	}))
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !a.applier.Status().Restored {
-			http.Error(w, "the kernel is being programmed with what the log held", http.StatusServiceUnavailable)
-			return
-		}
-		// A node that was told everything once is of use without calculators.
-		if !a.store.Meta().InSync {
-			http.Error(w, "no calculator has told this node everything yet", http.StatusServiceUnavailable)
+		if why := notReady(a.applier.Status(), a.store.Meta()); why != "" {
+			http.Error(w, why, http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")
