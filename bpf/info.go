@@ -3,8 +3,9 @@
 package bpf
 
 import (
+	"cmp"
 	"fmt"
-	"sort"
+	"slices"
 )
 
 // ProgramInfo tells what the verifier made of a program.
@@ -18,8 +19,14 @@ type ProgramInfo struct {
 func (d *Dataplane) ProgramInfos() ([]ProgramInfo, error) {
 	d.use.RLock()
 	defer d.use.RUnlock()
+	infos, err := d.infos()
+	sortInfos(infos)
+	return infos, err
+}
+
+func (s programSet) infos() ([]ProgramInfo, error) {
 	var out []ProgramInfo
-	for name, p := range d.programs {
+	for name, p := range s.programs {
 		info, err := p.Info()
 		if err != nil {
 			return nil, fmt.Errorf("program %s: %w", name, err)
@@ -31,6 +38,9 @@ func (d *Dataplane) ProgramInfos() ([]ProgramInfo, error) {
 		pi.Verified, _ = info.VerifiedInstructions()
 		out = append(out, pi)
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
 	return out, nil
+}
+
+func sortInfos(infos []ProgramInfo) {
+	slices.SortFunc(infos, func(a, b ProgramInfo) int { return cmp.Compare(a.Name, b.Name) })
 }

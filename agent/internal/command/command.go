@@ -145,22 +145,3 @@ func describeRemoved(r mbpf.Removed, path string) string {
 	}
 	return fmt.Sprintf("removed %d attachments, %d programs and %d maps pinned at %s", r.Attachments, r.Programs, r.Maps, path)
 }
-
-func newPreflight() *cobra.Command {
-	return &cobra.Command{
-		Use: "preflight", Short: "Tell which kernel features are there; status 1 if a required one is missing", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			missing := 0
-			for _, f := range mbpf.Probe() {
-				fmt.Fprintln(cmd.OutOrStdout(), f)
-				if f.Required && !f.Present() {
-					missing++
-				}
-			}
-			if missing > 0 {
-				return fmt.Errorf("%d required features are missing", missing)
-			}
-			return nil
-		},
-	}
-}

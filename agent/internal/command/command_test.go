@@ -45,6 +45,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"--snat-ports=5"}, []string{"--snat-ports", "FIRST-LAST"}},
 		{[]string{"--snat-ports=9-5"}, []string{"--snat-ports", "FIRST-LAST"}},
 		{[]string{"--snat-ports=1-65535"}, []string{"--snat-ports", "overlaps", "ip_local_port_range"}},
+		{[]string{"--without=tcx,speed"}, []string{"--without", `"speed"`, "tcx, set-retval, mptcp-sock"}},
+		{[]string{"preflight", "--without=speed"}, []string{"--without", `"speed"`}},
+		{[]string{"preflight", "-o", "xml"}, []string{"--output", "text or json"}},
 		{[]string{"--uplink-exclude=["}, []string{"--uplink-exclude", `"["`}},
 		{[]string{"cleanup", "--log-level=loud"}, []string{"--log-level"}},
 	} {

@@ -39,6 +39,7 @@ type options struct {
 	snatPorts     string
 	uplinkExclude []string
 	fastPath      bool
+	without       []string
 	logLevel      string
 	logFormat     string
 	sizes         struct{ frontends, backends, routes, embryonic, established, ids uint32 }
@@ -73,6 +74,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.snatPorts, "snat-ports", "20000-29999", "source ports, FIRST-LAST, of connections whose source is translated")
 	flags.StringArrayVar(&o.uplinkExclude, "uplink-exclude", nil, "pattern of names (*, ?, [..]) of devices that are no uplinks; repeat for more")
 	flags.BoolVar(&o.fastPath, "fast-path", true, "let established flows within the cluster pass the host's stack by")
+	o.registerWithout(flags)
 	size := func(p *uint32, name, what string) {
 		flags.Uint32Var(p, name, 0, "size of the map of "+what+" when it is created; 0 for the default")
 	}
@@ -155,6 +157,9 @@ func (o *options) check() (*settings, error) {
 	}
 	if o.listenUnix != "" && !filepath.IsAbs(o.listenUnix) {
 		return nil, fmt.Errorf("--socket: %q must be an absolute path or empty", o.listenUnix)
+	}
+	if err := o.leaveUnused(&mbpf.Options{}); err != nil {
+		return nil, err
 	}
 	if err := o.tls.Check(); err != nil {
 		return nil, err

@@ -92,13 +92,21 @@ func run(ctx context.Context, s *settings) error {
 		return fmt.Errorf("make logger: %w", err)
 	}
 	defer log.Sync() //nolint:errcheck // stderr cannot always be synced
+	log = log.With(zap.String("node", s.node))
+	if err := s.checkKernel(); err != nil {
+		// Nothing was made yet, and nothing is left.
+		var missing *mbpf.MissingError
+		if errors.As(err, &missing) {
+			log.Error("this kernel cannot run the BPF dataplane", zap.String("kernel", missing.Kernel), zap.Strings("missing", missing.Names()))
+		}
+		return err
+	}
 	lock, err := mbpf.LockPins(s.bpfFS, true)
 	if err != nil {
 		return fmt.Errorf("open dataplane: %w", err)
 	}
 	defer lock.Close() //nolint:errcheck // it goes with the process
 	version := buildinfo.Version()
-	log = log.With(zap.String("node", s.node))
 	log.Info("starting", zap.String("version", version))
 	a := &agent{settings: s, lock: lock, log: log, metrics: metrics.New(version), store: held.New()}
 	if err := a.openLog(); err != nil {
@@ -145,6 +153,9 @@ func (a *agent) openLog() error {
 func (a *agent) openKernel() (*mbpf.Dataplane, error) {
 	options := a.mapOptions()
 	options.Lock = a.lock
+	if err := a.leaveUnused(&options); err != nil {
+		return nil, err
+	}
 	kernel, err := mbpf.Open(options)
 	if err != nil {
 		return nil, fmt.Errorf("open dataplane: %w", err)

@@ -19,6 +19,7 @@ import (
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
 	"github.com/millrace-project/millrace/agent/internal/held"
 	"github.com/millrace-project/millrace/agent/internal/interfaces"
+	mbpf "github.com/millrace-project/millrace/bpf"
 	"github.com/millrace-project/millrace/bpf/layout"
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
@@ -50,6 +51,8 @@ type Kernel interface {
 	Attachments() []*agentv1.Attachment
 	// Features describes what the kernel can do.
 	Features() []*agentv1.Feature
+	// Programs describes the programs as the kernel has loaded them.
+	Programs() []*agentv1.Program
 	// Maps describes the maps.
 	Maps() ([]*agentv1.MapState, error)
 	// Capacities returns how many entries fit into each map, by name.
@@ -380,6 +383,8 @@ func (p *Plane) State() *agentv1.DataplaneState {
 		Mode:        dataplanev1.DataplaneMode_DATAPLANE_MODE_BPF,
 		Attachments: p.kernel.Attachments(),
 		Features:    p.kernel.Features(),
+		Kernel:      mbpf.KernelRelease(),
+		Programs:    p.kernel.Programs(),
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

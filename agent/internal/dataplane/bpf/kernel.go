@@ -46,7 +46,7 @@ func NewSystem(d *mbpf.Dataplane, pinPath, cgroup string) *System {
 	s := &System{
 		dataplane: d, pinPath: pinPath, cgroup: cgroup, devices: map[uint32]device{},
 		// Some 30 ms, which a start can do without.
-		features: sync.OnceValue(func() []*agentv1.Feature { return Features(mbpf.Probe()) }),
+		features: sync.OnceValue(func() []*agentv1.Feature { return Features(d.Features()) }),
 	}
 	s.conntrack = conntrack.New(s.conntrackMaps)
 	return s
@@ -56,15 +56,24 @@ func NewSystem(d *mbpf.Dataplane, pinPath, cgroup string) *System {
 func Features(probed []mbpf.Feature) []*agentv1.Feature {
 	var list []*agentv1.Feature
 	for _, f := range probed {
-		feature := &agentv1.Feature{Name: f.Name, Available: f.Present()}
-		switch {
-		case f.Present():
-		case f.Required:
-			feature.Consequence = "required: the BPF dataplane does not run without it: " + f.Err.Error()
-		default:
-			feature.Consequence = f.Fallback
+		feature := &agentv1.Feature{
+			Name: f.Name, Available: f.Present(), Used: f.Used(), Required: f.Required, Consequence: f.Consequence(),
+		}
+		if f.Err != nil {
+			feature.Error = f.Err.Error()
 		}
 		list = append(list, feature)
+	}
+	return list
+}
+
+// Programs describes loaded programs.
+func Programs(infos []mbpf.ProgramInfo) []*agentv1.Program {
+	var list []*agentv1.Program
+	for _, i := range infos {
+		list = append(list, &agentv1.Program{
+			Name: i.Name, Instructions: uint32(i.Instructions), VerifiedInstructions: i.Verified,
+		})
 	}
 	return list
 }
@@ -208,6 +217,15 @@ func (s *System) Attachments() []*agentv1.Attachment {
 	}
 	sortAttachments(list)
 	return list
+}
+
+// Programs implements Kernel.
+func (s *System) Programs() []*agentv1.Program {
+	infos, err := s.dataplane.ProgramInfos()
+	if err != nil {
+		return nil // the rest of the status is worth more than an error
+	}
+	return Programs(infos)
 }
 
 // Features implements Kernel.

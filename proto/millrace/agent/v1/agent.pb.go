@@ -337,7 +337,11 @@ type DataplaneState struct {
 	// Network devices that were looked at, with what was decided and why.
 	Devices []*Device `protobuf:"bytes,3,rep,name=devices,proto3" json:"devices,omitempty"`
 	// Kernel features that were probed.
-	Features      []*Feature `protobuf:"bytes,4,rep,name=features,proto3" json:"features,omitempty"`
+	Features []*Feature `protobuf:"bytes,4,rep,name=features,proto3" json:"features,omitempty"`
+	// The kernel's release, as `uname -r` prints it.
+	Kernel string `protobuf:"bytes,5,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	// The programs as the kernel has loaded them.
+	Programs      []*Program `protobuf:"bytes,6,rep,name=programs,proto3" json:"programs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -396,6 +400,20 @@ func (x *DataplaneState) GetDevices() []*Device {
 func (x *DataplaneState) GetFeatures() []*Feature {
 	if x != nil {
 		return x.Features
+	}
+	return nil
+}
+
+func (x *DataplaneState) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *DataplaneState) GetPrograms() []*Program {
+	if x != nil {
+		return x.Programs
 	}
 	return nil
 }
@@ -562,8 +580,14 @@ type Feature struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The kernel has it.
 	Available bool `protobuf:"varint,2,opt,name=available,proto3" json:"available,omitempty"`
-	// What is used instead, or what is lost, if it is missing.
-	Consequence   string `protobuf:"bytes,3,opt,name=consequence,proto3" json:"consequence,omitempty"`
+	// What is used instead, or what is lost; empty if it is used.
+	Consequence string `protobuf:"bytes,3,opt,name=consequence,proto3" json:"consequence,omitempty"`
+	// It is made use of: an option may leave it unused.
+	Used bool `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`
+	// Without it the dataplane does not run.
+	Required bool `protobuf:"varint,5,opt,name=required,proto3" json:"required,omitempty"`
+	// How the kernel said that it has it not.
+	Error         string `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -619,6 +643,91 @@ func (x *Feature) GetConsequence() string {
 	return ""
 }
 
+func (x *Feature) GetUsed() bool {
+	if x != nil {
+		return x.Used
+	}
+	return false
+}
+
+func (x *Feature) GetRequired() bool {
+	if x != nil {
+		return x.Required
+	}
+	return false
+}
+
+func (x *Feature) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// Program is what the kernel made of a program.
+type Program struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Instructions, after the kernel's translation.
+	Instructions uint32 `protobuf:"varint,2,opt,name=instructions,proto3" json:"instructions,omitempty"`
+	// Instructions that the verifier walked; it refuses beyond a million.
+	VerifiedInstructions uint32 `protobuf:"varint,3,opt,name=verified_instructions,json=verifiedInstructions,proto3" json:"verified_instructions,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *Program) Reset() {
+	*x = Program{}
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Program) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Program) ProtoMessage() {}
+
+func (x *Program) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Program.ProtoReflect.Descriptor instead.
+func (*Program) Descriptor() ([]byte, []int) {
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Program) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Program) GetInstructions() uint32 {
+	if x != nil {
+		return x.Instructions
+	}
+	return 0
+}
+
+func (x *Program) GetVerifiedInstructions() uint32 {
+	if x != nil {
+		return x.VerifiedInstructions
+	}
+	return 0
+}
+
 // ListServicesRequest selects services.
 type ListServicesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -632,7 +741,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -644,7 +753,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -657,7 +766,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListServicesRequest) GetNamespace() string {
@@ -689,7 +798,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +810,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +823,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListServicesResponse) GetNamespace() string {
@@ -761,7 +870,7 @@ type Frontend struct {
 
 func (x *Frontend) Reset() {
 	*x = Frontend{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +882,7 @@ func (x *Frontend) String() string {
 func (*Frontend) ProtoMessage() {}
 
 func (x *Frontend) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +895,7 @@ func (x *Frontend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frontend.ProtoReflect.Descriptor instead.
 func (*Frontend) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Frontend) GetKind() string {
@@ -855,7 +964,7 @@ type FrontendBackend struct {
 
 func (x *FrontendBackend) Reset() {
 	*x = FrontendBackend{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +976,7 @@ func (x *FrontendBackend) String() string {
 func (*FrontendBackend) ProtoMessage() {}
 
 func (x *FrontendBackend) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +989,7 @@ func (x *FrontendBackend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendBackend.ProtoReflect.Descriptor instead.
 func (*FrontendBackend) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FrontendBackend) GetAddress() string {
@@ -924,7 +1033,7 @@ type ListConntrackRequest struct {
 
 func (x *ListConntrackRequest) Reset() {
 	*x = ListConntrackRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1045,7 @@ func (x *ListConntrackRequest) String() string {
 func (*ListConntrackRequest) ProtoMessage() {}
 
 func (x *ListConntrackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1058,7 @@ func (x *ListConntrackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConntrackRequest.ProtoReflect.Descriptor instead.
 func (*ListConntrackRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListConntrackRequest) GetAddress() string {
@@ -995,7 +1104,7 @@ type ListConntrackResponse struct {
 
 func (x *ListConntrackResponse) Reset() {
 	*x = ListConntrackResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1116,7 @@ func (x *ListConntrackResponse) String() string {
 func (*ListConntrackResponse) ProtoMessage() {}
 
 func (x *ListConntrackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1129,7 @@ func (x *ListConntrackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConntrackResponse.ProtoReflect.Descriptor instead.
 func (*ListConntrackResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListConntrackResponse) GetProtocol() v1.Protocol {
@@ -1102,7 +1211,7 @@ type ListMapsRequest struct {
 
 func (x *ListMapsRequest) Reset() {
 	*x = ListMapsRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1223,7 @@ func (x *ListMapsRequest) String() string {
 func (*ListMapsRequest) ProtoMessage() {}
 
 func (x *ListMapsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1236,7 @@ func (x *ListMapsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapsRequest.ProtoReflect.Descriptor instead.
 func (*ListMapsRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 // ListMapsResponse lists maps by name.
@@ -1141,7 +1250,7 @@ type ListMapsResponse struct {
 
 func (x *ListMapsResponse) Reset() {
 	*x = ListMapsResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1262,7 @@ func (x *ListMapsResponse) String() string {
 func (*ListMapsResponse) ProtoMessage() {}
 
 func (x *ListMapsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1275,7 @@ func (x *ListMapsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapsResponse.ProtoReflect.Descriptor instead.
 func (*ListMapsResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListMapsResponse) GetMaps() []*MapState {
@@ -1199,7 +1308,7 @@ type MapState struct {
 
 func (x *MapState) Reset() {
 	*x = MapState{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1320,7 @@ func (x *MapState) String() string {
 func (*MapState) ProtoMessage() {}
 
 func (x *MapState) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1333,7 @@ func (x *MapState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapState.ProtoReflect.Descriptor instead.
 func (*MapState) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MapState) GetName() string {
@@ -1287,7 +1396,7 @@ type DumpMapRequest struct {
 
 func (x *DumpMapRequest) Reset() {
 	*x = DumpMapRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1408,7 @@ func (x *DumpMapRequest) String() string {
 func (*DumpMapRequest) ProtoMessage() {}
 
 func (x *DumpMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1421,7 @@ func (x *DumpMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpMapRequest.ProtoReflect.Descriptor instead.
 func (*DumpMapRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DumpMapRequest) GetName() string {
@@ -1335,7 +1444,7 @@ type DumpMapResponse struct {
 
 func (x *DumpMapResponse) Reset() {
 	*x = DumpMapResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1456,7 @@ func (x *DumpMapResponse) String() string {
 func (*DumpMapResponse) ProtoMessage() {}
 
 func (x *DumpMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1469,7 @@ func (x *DumpMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpMapResponse.ProtoReflect.Descriptor instead.
 func (*DumpMapResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DumpMapResponse) GetKey() string {
@@ -1390,7 +1499,7 @@ type GrowMapRequest struct {
 
 func (x *GrowMapRequest) Reset() {
 	*x = GrowMapRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1511,7 @@ func (x *GrowMapRequest) String() string {
 func (*GrowMapRequest) ProtoMessage() {}
 
 func (x *GrowMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1524,7 @@ func (x *GrowMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowMapRequest.ProtoReflect.Descriptor instead.
 func (*GrowMapRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GrowMapRequest) GetName() string {
@@ -1443,7 +1552,7 @@ type GrowMapResponse struct {
 
 func (x *GrowMapResponse) Reset() {
 	*x = GrowMapResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1564,7 @@ func (x *GrowMapResponse) String() string {
 func (*GrowMapResponse) ProtoMessage() {}
 
 func (x *GrowMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1577,7 @@ func (x *GrowMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowMapResponse.ProtoReflect.Descriptor instead.
 func (*GrowMapResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GrowMapResponse) GetPreviousMaxEntries() uint32 {
@@ -1487,7 +1596,7 @@ type DiffDesiredRequest struct {
 
 func (x *DiffDesiredRequest) Reset() {
 	*x = DiffDesiredRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1608,7 @@ func (x *DiffDesiredRequest) String() string {
 func (*DiffDesiredRequest) ProtoMessage() {}
 
 func (x *DiffDesiredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +1621,7 @@ func (x *DiffDesiredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffDesiredRequest.ProtoReflect.Descriptor instead.
 func (*DiffDesiredRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 // DiffDesiredResponse carries one difference.
@@ -1532,7 +1641,7 @@ type DiffDesiredResponse struct {
 
 func (x *DiffDesiredResponse) Reset() {
 	*x = DiffDesiredResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1653,7 @@ func (x *DiffDesiredResponse) String() string {
 func (*DiffDesiredResponse) ProtoMessage() {}
 
 func (x *DiffDesiredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1666,7 @@ func (x *DiffDesiredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffDesiredResponse.ProtoReflect.Descriptor instead.
 func (*DiffDesiredResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DiffDesiredResponse) GetObject() string {
@@ -1597,7 +1706,7 @@ type RepairRequest struct {
 
 func (x *RepairRequest) Reset() {
 	*x = RepairRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1718,7 @@ func (x *RepairRequest) String() string {
 func (*RepairRequest) ProtoMessage() {}
 
 func (x *RepairRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1731,7 @@ func (x *RepairRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairRequest.ProtoReflect.Descriptor instead.
 func (*RepairRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 // RepairResponse tells what was mended.
@@ -1638,7 +1747,7 @@ type RepairResponse struct {
 
 func (x *RepairResponse) Reset() {
 	*x = RepairResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1759,7 @@ func (x *RepairResponse) String() string {
 func (*RepairResponse) ProtoMessage() {}
 
 func (x *RepairResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1772,7 @@ func (x *RepairResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairResponse.ProtoReflect.Descriptor instead.
 func (*RepairResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RepairResponse) GetRepaired() uint64 {
@@ -1716,12 +1825,14 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	" \x01(\v2\x1f.millrace.dataplane.v1.PositionR\bposition\x12\x14\n" +
 	"\x05epoch\x18\v \x01(\tR\x05epoch\x12<\n" +
 	"\flast_latency\x18\f \x01(\v2\x19.google.protobuf.DurationR\vlastLatency\x12C\n" +
-	"\x0fdisconnect_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectTime\"\xf8\x01\n" +
+	"\x0fdisconnect_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectTime\"\xc8\x02\n" +
 	"\x0eDataplaneState\x128\n" +
 	"\x04mode\x18\x01 \x01(\x0e2$.millrace.dataplane.v1.DataplaneModeR\x04mode\x12?\n" +
 	"\vattachments\x18\x02 \x03(\v2\x1d.millrace.agent.v1.AttachmentR\vattachments\x123\n" +
 	"\adevices\x18\x03 \x03(\v2\x19.millrace.agent.v1.DeviceR\adevices\x126\n" +
-	"\bfeatures\x18\x04 \x03(\v2\x1a.millrace.agent.v1.FeatureR\bfeatures\"l\n" +
+	"\bfeatures\x18\x04 \x03(\v2\x1a.millrace.agent.v1.FeatureR\bfeatures\x12\x16\n" +
+	"\x06kernel\x18\x05 \x01(\tR\x06kernel\x126\n" +
+	"\bprograms\x18\x06 \x03(\v2\x1a.millrace.agent.v1.ProgramR\bprograms\"l\n" +
 	"\n" +
 	"Attachment\x12\x18\n" +
 	"\aprogram\x18\x01 \x01(\tR\aprogram\x12\x16\n" +
@@ -1733,11 +1844,18 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12\x12\n" +
 	"\x04role\x18\x03 \x01(\tR\x04role\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1a\n" +
-	"\bendpoint\x18\x05 \x01(\tR\bendpoint\"]\n" +
+	"\bendpoint\x18\x05 \x01(\tR\bendpoint\"\xa3\x01\n" +
 	"\aFeature\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tavailable\x18\x02 \x01(\bR\tavailable\x12 \n" +
-	"\vconsequence\x18\x03 \x01(\tR\vconsequence\"G\n" +
+	"\vconsequence\x18\x03 \x01(\tR\vconsequence\x12\x12\n" +
+	"\x04used\x18\x04 \x01(\bR\x04used\x12\x1a\n" +
+	"\brequired\x18\x05 \x01(\bR\brequired\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"v\n" +
+	"\aProgram\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\"\n" +
+	"\finstructions\x18\x02 \x01(\rR\finstructions\x123\n" +
+	"\x15verified_instructions\x18\x03 \x01(\rR\x14verifiedInstructions\"G\n" +
 	"\x13ListServicesRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"\x83\x01\n" +
@@ -1830,7 +1948,7 @@ func file_millrace_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_millrace_agent_v1_agent_proto_rawDescData
 }
 
-var file_millrace_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_millrace_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_millrace_agent_v1_agent_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),      // 0: millrace.agent.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),     // 1: millrace.agent.v1.GetStatusResponse
@@ -1839,73 +1957,75 @@ var file_millrace_agent_v1_agent_proto_goTypes = []any{
 	(*Attachment)(nil),            // 4: millrace.agent.v1.Attachment
 	(*Device)(nil),                // 5: millrace.agent.v1.Device
 	(*Feature)(nil),               // 6: millrace.agent.v1.Feature
-	(*ListServicesRequest)(nil),   // 7: millrace.agent.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),  // 8: millrace.agent.v1.ListServicesResponse
-	(*Frontend)(nil),              // 9: millrace.agent.v1.Frontend
-	(*FrontendBackend)(nil),       // 10: millrace.agent.v1.FrontendBackend
-	(*ListConntrackRequest)(nil),  // 11: millrace.agent.v1.ListConntrackRequest
-	(*ListConntrackResponse)(nil), // 12: millrace.agent.v1.ListConntrackResponse
-	(*ListMapsRequest)(nil),       // 13: millrace.agent.v1.ListMapsRequest
-	(*ListMapsResponse)(nil),      // 14: millrace.agent.v1.ListMapsResponse
-	(*MapState)(nil),              // 15: millrace.agent.v1.MapState
-	(*DumpMapRequest)(nil),        // 16: millrace.agent.v1.DumpMapRequest
-	(*DumpMapResponse)(nil),       // 17: millrace.agent.v1.DumpMapResponse
-	(*GrowMapRequest)(nil),        // 18: millrace.agent.v1.GrowMapRequest
-	(*GrowMapResponse)(nil),       // 19: millrace.agent.v1.GrowMapResponse
-	(*DiffDesiredRequest)(nil),    // 20: millrace.agent.v1.DiffDesiredRequest
-	(*DiffDesiredResponse)(nil),   // 21: millrace.agent.v1.DiffDesiredResponse
-	(*RepairRequest)(nil),         // 22: millrace.agent.v1.RepairRequest
-	(*RepairResponse)(nil),        // 23: millrace.agent.v1.RepairResponse
-	nil,                           // 24: millrace.agent.v1.GetStatusResponse.HeldEntry
-	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
-	(*v1.ResourceError)(nil),      // 26: millrace.dataplane.v1.ResourceError
-	(*v1.Position)(nil),           // 27: millrace.dataplane.v1.Position
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
-	(v1.DataplaneMode)(0),         // 29: millrace.dataplane.v1.DataplaneMode
-	(v1.Protocol)(0),              // 30: millrace.dataplane.v1.Protocol
+	(*Program)(nil),               // 7: millrace.agent.v1.Program
+	(*ListServicesRequest)(nil),   // 8: millrace.agent.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),  // 9: millrace.agent.v1.ListServicesResponse
+	(*Frontend)(nil),              // 10: millrace.agent.v1.Frontend
+	(*FrontendBackend)(nil),       // 11: millrace.agent.v1.FrontendBackend
+	(*ListConntrackRequest)(nil),  // 12: millrace.agent.v1.ListConntrackRequest
+	(*ListConntrackResponse)(nil), // 13: millrace.agent.v1.ListConntrackResponse
+	(*ListMapsRequest)(nil),       // 14: millrace.agent.v1.ListMapsRequest
+	(*ListMapsResponse)(nil),      // 15: millrace.agent.v1.ListMapsResponse
+	(*MapState)(nil),              // 16: millrace.agent.v1.MapState
+	(*DumpMapRequest)(nil),        // 17: millrace.agent.v1.DumpMapRequest
+	(*DumpMapResponse)(nil),       // 18: millrace.agent.v1.DumpMapResponse
+	(*GrowMapRequest)(nil),        // 19: millrace.agent.v1.GrowMapRequest
+	(*GrowMapResponse)(nil),       // 20: millrace.agent.v1.GrowMapResponse
+	(*DiffDesiredRequest)(nil),    // 21: millrace.agent.v1.DiffDesiredRequest
+	(*DiffDesiredResponse)(nil),   // 22: millrace.agent.v1.DiffDesiredResponse
+	(*RepairRequest)(nil),         // 23: millrace.agent.v1.RepairRequest
+	(*RepairResponse)(nil),        // 24: millrace.agent.v1.RepairResponse
+	nil,                           // 25: millrace.agent.v1.GetStatusResponse.HeldEntry
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*v1.ResourceError)(nil),      // 27: millrace.dataplane.v1.ResourceError
+	(*v1.Position)(nil),           // 28: millrace.dataplane.v1.Position
+	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
+	(v1.DataplaneMode)(0),         // 30: millrace.dataplane.v1.DataplaneMode
+	(v1.Protocol)(0),              // 31: millrace.dataplane.v1.Protocol
 }
 var file_millrace_agent_v1_agent_proto_depIdxs = []int32{
-	25, // 0: millrace.agent.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
+	26, // 0: millrace.agent.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
 	2,  // 1: millrace.agent.v1.GetStatusResponse.calculator:type_name -> millrace.agent.v1.CalculatorConnection
 	3,  // 2: millrace.agent.v1.GetStatusResponse.dataplane:type_name -> millrace.agent.v1.DataplaneState
-	24, // 3: millrace.agent.v1.GetStatusResponse.held:type_name -> millrace.agent.v1.GetStatusResponse.HeldEntry
-	26, // 4: millrace.agent.v1.GetStatusResponse.errors:type_name -> millrace.dataplane.v1.ResourceError
-	25, // 5: millrace.agent.v1.CalculatorConnection.connect_time:type_name -> google.protobuf.Timestamp
-	27, // 6: millrace.agent.v1.CalculatorConnection.position:type_name -> millrace.dataplane.v1.Position
-	28, // 7: millrace.agent.v1.CalculatorConnection.last_latency:type_name -> google.protobuf.Duration
-	25, // 8: millrace.agent.v1.CalculatorConnection.disconnect_time:type_name -> google.protobuf.Timestamp
-	29, // 9: millrace.agent.v1.DataplaneState.mode:type_name -> millrace.dataplane.v1.DataplaneMode
+	25, // 3: millrace.agent.v1.GetStatusResponse.held:type_name -> millrace.agent.v1.GetStatusResponse.HeldEntry
+	27, // 4: millrace.agent.v1.GetStatusResponse.errors:type_name -> millrace.dataplane.v1.ResourceError
+	26, // 5: millrace.agent.v1.CalculatorConnection.connect_time:type_name -> google.protobuf.Timestamp
+	28, // 6: millrace.agent.v1.CalculatorConnection.position:type_name -> millrace.dataplane.v1.Position
+	29, // 7: millrace.agent.v1.CalculatorConnection.last_latency:type_name -> google.protobuf.Duration
+	26, // 8: millrace.agent.v1.CalculatorConnection.disconnect_time:type_name -> google.protobuf.Timestamp
+	30, // 9: millrace.agent.v1.DataplaneState.mode:type_name -> millrace.dataplane.v1.DataplaneMode
 	4,  // 10: millrace.agent.v1.DataplaneState.attachments:type_name -> millrace.agent.v1.Attachment
 	5,  // 11: millrace.agent.v1.DataplaneState.devices:type_name -> millrace.agent.v1.Device
 	6,  // 12: millrace.agent.v1.DataplaneState.features:type_name -> millrace.agent.v1.Feature
-	9,  // 13: millrace.agent.v1.ListServicesResponse.frontends:type_name -> millrace.agent.v1.Frontend
-	30, // 14: millrace.agent.v1.Frontend.protocol:type_name -> millrace.dataplane.v1.Protocol
-	10, // 15: millrace.agent.v1.Frontend.backends:type_name -> millrace.agent.v1.FrontendBackend
-	30, // 16: millrace.agent.v1.ListConntrackResponse.protocol:type_name -> millrace.dataplane.v1.Protocol
-	28, // 17: millrace.agent.v1.ListConntrackResponse.expires:type_name -> google.protobuf.Duration
-	15, // 18: millrace.agent.v1.ListMapsResponse.maps:type_name -> millrace.agent.v1.MapState
-	21, // 19: millrace.agent.v1.RepairResponse.remaining:type_name -> millrace.agent.v1.DiffDesiredResponse
-	0,  // 20: millrace.agent.v1.AgentService.GetStatus:input_type -> millrace.agent.v1.GetStatusRequest
-	7,  // 21: millrace.agent.v1.AgentService.ListServices:input_type -> millrace.agent.v1.ListServicesRequest
-	11, // 22: millrace.agent.v1.AgentService.ListConntrack:input_type -> millrace.agent.v1.ListConntrackRequest
-	13, // 23: millrace.agent.v1.AgentService.ListMaps:input_type -> millrace.agent.v1.ListMapsRequest
-	16, // 24: millrace.agent.v1.AgentService.DumpMap:input_type -> millrace.agent.v1.DumpMapRequest
-	18, // 25: millrace.agent.v1.AgentService.GrowMap:input_type -> millrace.agent.v1.GrowMapRequest
-	20, // 26: millrace.agent.v1.AgentService.DiffDesired:input_type -> millrace.agent.v1.DiffDesiredRequest
-	22, // 27: millrace.agent.v1.AgentService.Repair:input_type -> millrace.agent.v1.RepairRequest
-	1,  // 28: millrace.agent.v1.AgentService.GetStatus:output_type -> millrace.agent.v1.GetStatusResponse
-	8,  // 29: millrace.agent.v1.AgentService.ListServices:output_type -> millrace.agent.v1.ListServicesResponse
-	12, // 30: millrace.agent.v1.AgentService.ListConntrack:output_type -> millrace.agent.v1.ListConntrackResponse
-	14, // 31: millrace.agent.v1.AgentService.ListMaps:output_type -> millrace.agent.v1.ListMapsResponse
-	17, // 32: millrace.agent.v1.AgentService.DumpMap:output_type -> millrace.agent.v1.DumpMapResponse
-	19, // 33: millrace.agent.v1.AgentService.GrowMap:output_type -> millrace.agent.v1.GrowMapResponse
-	21, // 34: millrace.agent.v1.AgentService.DiffDesired:output_type -> millrace.agent.v1.DiffDesiredResponse
-	23, // 35: millrace.agent.v1.AgentService.Repair:output_type -> millrace.agent.v1.RepairResponse
-	28, // [28:36] is the sub-list for method output_type
-	20, // [20:28] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	7,  // 13: millrace.agent.v1.DataplaneState.programs:type_name -> millrace.agent.v1.Program
+	10, // 14: millrace.agent.v1.ListServicesResponse.frontends:type_name -> millrace.agent.v1.Frontend
+	31, // 15: millrace.agent.v1.Frontend.protocol:type_name -> millrace.dataplane.v1.Protocol
+	11, // 16: millrace.agent.v1.Frontend.backends:type_name -> millrace.agent.v1.FrontendBackend
+	31, // 17: millrace.agent.v1.ListConntrackResponse.protocol:type_name -> millrace.dataplane.v1.Protocol
+	29, // 18: millrace.agent.v1.ListConntrackResponse.expires:type_name -> google.protobuf.Duration
+	16, // 19: millrace.agent.v1.ListMapsResponse.maps:type_name -> millrace.agent.v1.MapState
+	22, // 20: millrace.agent.v1.RepairResponse.remaining:type_name -> millrace.agent.v1.DiffDesiredResponse
+	0,  // 21: millrace.agent.v1.AgentService.GetStatus:input_type -> millrace.agent.v1.GetStatusRequest
+	8,  // 22: millrace.agent.v1.AgentService.ListServices:input_type -> millrace.agent.v1.ListServicesRequest
+	12, // 23: millrace.agent.v1.AgentService.ListConntrack:input_type -> millrace.agent.v1.ListConntrackRequest
+	14, // 24: millrace.agent.v1.AgentService.ListMaps:input_type -> millrace.agent.v1.ListMapsRequest
+	17, // 25: millrace.agent.v1.AgentService.DumpMap:input_type -> millrace.agent.v1.DumpMapRequest
+	19, // 26: millrace.agent.v1.AgentService.GrowMap:input_type -> millrace.agent.v1.GrowMapRequest
+	21, // 27: millrace.agent.v1.AgentService.DiffDesired:input_type -> millrace.agent.v1.DiffDesiredRequest
+	23, // 28: millrace.agent.v1.AgentService.Repair:input_type -> millrace.agent.v1.RepairRequest
+	1,  // 29: millrace.agent.v1.AgentService.GetStatus:output_type -> millrace.agent.v1.GetStatusResponse
+	9,  // 30: millrace.agent.v1.AgentService.ListServices:output_type -> millrace.agent.v1.ListServicesResponse
+	13, // 31: millrace.agent.v1.AgentService.ListConntrack:output_type -> millrace.agent.v1.ListConntrackResponse
+	15, // 32: millrace.agent.v1.AgentService.ListMaps:output_type -> millrace.agent.v1.ListMapsResponse
+	18, // 33: millrace.agent.v1.AgentService.DumpMap:output_type -> millrace.agent.v1.DumpMapResponse
+	20, // 34: millrace.agent.v1.AgentService.GrowMap:output_type -> millrace.agent.v1.GrowMapResponse
+	22, // 35: millrace.agent.v1.AgentService.DiffDesired:output_type -> millrace.agent.v1.DiffDesiredResponse
+	24, // 36: millrace.agent.v1.AgentService.Repair:output_type -> millrace.agent.v1.RepairResponse
+	29, // [29:37] is the sub-list for method output_type
+	21, // [21:29] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_millrace_agent_v1_agent_proto_init() }
@@ -1919,7 +2039,7 @@ func file_millrace_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_agent_v1_agent_proto_rawDesc), len(file_millrace_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -107,9 +107,11 @@ func (f *fakeAgent) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agen
 				{Name: "veth1", Index: 7, Role: "pod", Reason: "route to 10.1.0.5", Endpoint: "shop/cart-0"},
 			},
 			Features: []*agentv1.Feature{
-				{Name: "tcx", Available: true},
+				{Name: "tcx", Available: true, Used: true},
 				{Name: "bpf_set_retval", Consequence: "connections without backends are refused by packets"},
 			},
+			Kernel:   "6.1.0-50-amd64",
+			Programs: []*agentv1.Program{{Name: "connect4", Instructions: 450, VerifiedInstructions: 1410}},
 		},
 		Held: map[string]uint64{"SERVICE": 3, "NODE_CONFIG": 1},
 		Errors: []*dataplanev1.ResourceError{{

@@ -5,6 +5,7 @@ package ctl
 import (
 	"bytes"
 	"fmt"
+	"strings"
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 )
@@ -23,6 +24,7 @@ func (a *App) writeAgentStatus(out *bytes.Buffer, st *agentv1.GetStatusResponse)
 		{"holds", counts(st.GetHeld())},
 		{"dataplane", fmt.Sprintf("%s, %s, %s", mode(dp.GetMode()),
 			plural(len(dp.GetAttachments()), "attachment"), plural(len(dp.GetDevices()), "device"))},
+		{"kernel", kernelLine(dp)},
 	}
 	if err := section(out, "agent "+st.GetNodeName(), lines); err != nil {
 		return err
@@ -71,6 +73,20 @@ func revisionLine(conn *agentv1.CalculatorConnection) string {
 	return fmt.Sprintf("%d programmed of %d received", conn.GetProgrammedRevision(), conn.GetReceivedRevision())
 }
 
+// kernelLine names the kernel and what of it is not used.
+func kernelLine(dp *agentv1.DataplaneState) string {
+	var without []string
+	for _, f := range dp.GetFeatures() {
+		if !f.GetUsed() && f.GetConsequence() != "" {
+			without = append(without, f.GetName())
+		}
+	}
+	if len(without) == 0 || dp.GetKernel() == "" {
+		return dp.GetKernel()
+	}
+	return dp.GetKernel() + ", without " + strings.Join(without, ", ")
+}
+
 func writeDataplane(out *bytes.Buffer, dp *agentv1.DataplaneState) error {
 	attachments := &table{header: []string{"PROGRAM", "TARGET", "HOOK", "ADOPTED"}}
 	for _, at := range dp.GetAttachments() {
@@ -80,14 +96,18 @@ func writeDataplane(out *bytes.Buffer, dp *agentv1.DataplaneState) error {
 	for _, d := range dp.GetDevices() {
 		devices.row(d.GetName(), number(uint64(d.GetIndex())), d.GetRole(), d.GetEndpoint(), d.GetReason())
 	}
-	features := &table{header: []string{"FEATURE", "AVAILABLE", "IF MISSING"}}
+	features := &table{header: []string{"FEATURE", "FOUND", "USED", "WHAT FOLLOWS"}}
 	for _, f := range dp.GetFeatures() {
-		features.row(f.GetName(), yesNo(f.GetAvailable()), f.GetConsequence())
+		features.row(f.GetName(), yesNo(f.GetAvailable()), yesNo(f.GetUsed()), f.GetConsequence())
+	}
+	programs := &table{header: []string{"PROGRAM", "INSTRUCTIONS", "VERIFIED"}}
+	for _, p := range dp.GetPrograms() {
+		programs.row(p.GetName(), number(uint64(p.GetInstructions())), number(uint64(p.GetVerifiedInstructions())))
 	}
 	for _, part := range []struct {
 		title string
 		table *table
-	}{{"attachments", attachments}, {"devices", devices}, {"kernel features", features}} {
+	}{{"attachments", attachments}, {"devices", devices}, {"kernel features", features}, {"programs", programs}} {
 		if err := indented(out, part.title, part.table); err != nil {
 			return err
 		}
