@@ -55,6 +55,7 @@ func cgroup(t *testing.T) string {
 type testNode struct {
 	*testing.T
 	store  *held.Store
+	sizes  mbpf.Options
 	pins   string
 	cgroup string
 	kernel *mbpf.Dataplane
@@ -64,12 +65,18 @@ type testNode struct {
 
 func newNode(t *testing.T) *testNode {
 	t.Helper()
+	return newNodeOf(t, mbpf.Options{MaxFrontends: 1024, MaxBackends: 1024, MaxEstablished: 1024, MaxEmbryonic: 1024})
+}
+
+// newNodeOf makes a node with tables of these sizes.
+func newNodeOf(t *testing.T, sizes mbpf.Options) *testNode {
+	t.Helper()
 	netnstest.NeedsRoot(t, "it loads BPF programs")
 	fs := t.TempDir()
 	if err := unix.Mount("millrace-test", fs, "bpf", 0, ""); err != nil {
 		t.Fatalf("mount BPF filesystem: %v", err)
 	}
-	n := &testNode{T: t, store: held.New(), pins: filepath.Join(fs, "node"), cgroup: cgroup(t)}
+	n := &testNode{T: t, store: held.New(), sizes: sizes, pins: filepath.Join(fs, "node"), cgroup: cgroup(t)}
 	t.Cleanup(func() {
 		if n.kernel != nil {
 			n.kernel.Close()
@@ -91,8 +98,10 @@ func (n *testNode) start() {
 	if n.kernel != nil {
 		n.kernel.Close()
 	}
+	options := n.sizes
+	options.PinPath = n.pins
 	var err error
-	n.kernel, err = mbpf.Open(mbpf.Options{PinPath: n.pins, MaxFrontends: 1024, MaxBackends: 1024, MaxEstablished: 1024, MaxEmbryonic: 1024})
+	n.kernel, err = mbpf.Open(options)
 	if err != nil {
 		n.Fatal(err)
 	}
