@@ -107,8 +107,22 @@ func (t *taker) take(ctx context.Context) (inventory, error) {
 	return i, nil
 }
 
+// takeKernel is take without an agent that runs.
+func (t *taker) takeKernel() (inventory, error) {
+	var i inventory
+	for _, count := range []func(*inventory) error{t.countPins, t.countKernel, t.countDevices} {
+		if err := count(&i); err != nil {
+			return i, err
+		}
+	}
+	return i, nil
+}
+
 func (t *taker) countPins(i *inventory) error {
 	return filepath.WalkDir(t.agent.Node.BPFDir, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil || entry.IsDir() {
 			return err
 		}
@@ -193,6 +207,9 @@ func mapsOf(id ebpf.ProgramID) []ebpf.MapID {
 func (t *taker) ownMapsOfProcess() error {
 	dir := fmt.Sprintf("/proc/%d/fdinfo", t.agent.Process.PID())
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it does not run
+	}
 	if err != nil {
 		return err
 	}
