@@ -3,9 +3,14 @@
 package probe
 
 import (
+	"net"
 	"net/netip"
+	"os"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestLoad runs a load of every kind, and takes the server away in the end:
@@ -125,4 +130,77 @@ func TestBackendTimes(t *testing.T) {
 	if !times.valid("s", backend, gone) || times.leaving("s", gone, time.Now()) {
 		t.Error("not valid when it is back")
 	}
+}
+
+// TestLostSYN connects to a server that takes no connection at first: the load
+// sees that it took two attempts.
+func TestLostSYN(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	// A queue of one, which the first connection fills.
+	if err := unix.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	target := getsockname(fd)
+	first, err := net.Dial("tcp", target.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	client := startProber(t)
+	err = client.StartLoad(Load{Streams: []Stream{{
+		Name: "lost", Dial: Dial{Network: TCP, Target: target, Timeout: 10 * time.Second}, Fresh: true, Sockets: 1, Interval: 10 * time.Millisecond,
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The second one waits with its SYN unanswered until there is room.
+	for deadline := time.Now().Add(20 * time.Second); !hasSYNSent(t, target); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no connection waits")
+		}
+	}
+	accepted, _, err := unix.Accept(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(accepted)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		report, err := client.ReportLoad()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if stream := report.Streams[0]; stream.Requests > 0 {
+			if stream.Failed == 0 || stream.Failures[0].Failure != LostSYN || stream.Connect < 900*time.Millisecond {
+				t.Errorf("got %+v, want a lost SYN", stream)
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the second connection did not come about")
+		}
+	}
+}
+
+// hasSYNSent tells whether a socket of this namespace waits for the answer to
+// its SYN to the target.
+func hasSYNSent(t *testing.T, target netip.AddrPort) bool {
+	t.Helper()
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(table)) {
+		const synSent = "02"
+		if fields := strings.Fields(line); len(fields) > 3 && fields[3] == synSent && parseKernelAddress(fields[2]) == target.String() {
+			return true
+		}
+	}
+	return false
 }
