@@ -10,6 +10,9 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 
 	"github.com/millrace-project/millrace/test/testbed"
@@ -31,7 +34,8 @@ var faults = []fault{
 	{"calculator stopped in order", calculatorStopped},
 	{"no calculator, agents killed", calculatorsAway},
 	{"API server restarted", apiServerRestarted},
-	{"maps enlarged", mapsEnlarged},
+	{"maps enlarged by flags", mapsEnlarged},
+	{"maps of flows enlarged on demand", flowMapsEnlarged},
 	{"agent of the previous release", previousRelease},
 	{"devices made and removed", devices},
 	{"uplink address added and removed", uplinkAddress},
@@ -188,12 +192,12 @@ func apiServerRestarted(ctx context.Context, r *rig, _ *rand.Rand) error {
 }
 
 // sizes are arguments that make an agent's maps the larger the greater the
-// step. The first frontends do not suffice for the services that come and go,
-// so that their maps grow by themselves as well.
+// step. The first ones of frontends and flows do not suffice for the services
+// that come and go and for the load, so that they grow by themselves as well.
 func sizes(step int) map[string]uint32 {
 	return map[string]uint32{
 		"frontends": 128 << step, "backends": 4096 << step, "routes": 1024 << step,
-		"embryonic": 8192 << step, "established": 16384 << step, "ids": 1024 << step,
+		"embryonic": 1024 << step, "established": 2048 << step, "ids": 1024 << step,
 	}
 }
 
@@ -235,14 +239,58 @@ func checkSizes(ctx context.Context, agent *testbed.Agent, wanted map[string]uin
 	}
 	for _, state := range answer.GetMaps() {
 		name, _, _ := strings.Cut(state.GetName(), "_")
-		if name == "embryonic" || name == "established" {
-			continue
-		}
 		if size := wanted[name]; state.GetMaxEntries() < size {
 			return fmt.Errorf("%s of %s holds %d entries, wanted are %d", state.GetName(), agent.Node.Name, state.GetMaxEntries(), size)
 		}
 	}
 	return nil
+}
+
+// flowMapsEnlarged asks an agent for maps of flows of twice the size.
+func flowMapsEnlarged(ctx context.Context, r *rig, random *rand.Rand) error {
+	const largest = 1 << 17
+	node := random.IntN(len(r.agents))
+	r.agentMu[node].Lock()
+	defer r.agentMu[node].Unlock()
+	agent := r.agents[node]
+	answer, err := agent.ListMaps(ctx, &agentv1.ListMapsRequest{})
+	if err != nil {
+		return err
+	}
+	for _, state := range answer.GetMaps() {
+		name, _, _ := strings.Cut(state.GetName(), "_")
+		if size := 2 * state.GetMaxEntries(); (name == "embryonic" || name == "established") && size <= largest {
+			// One that is just growing by itself is done with first.
+			err := testbed.Eventually(ctx, func() error {
+				_, err := agent.GrowMap(ctx, &agentv1.GrowMapRequest{Name: state.GetName(), MaxEntries: size})
+				if status.Code(err) == codes.FailedPrecondition { // it is as large already?
+					now, failed := sizeOf(ctx, agent, state.GetName())
+					if failed == nil && now >= size {
+						return nil
+					}
+				}
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("enlarge %s: %w", state.GetName(), err)
+			}
+		}
+	}
+	return nil
+}
+
+// sizeOf is how many entries a map holds.
+func sizeOf(ctx context.Context, agent *testbed.Agent, name string) (uint32, error) {
+	answer, err := agent.ListMaps(ctx, &agentv1.ListMapsRequest{})
+	if err != nil {
+		return 0, err
+	}
+	for _, state := range answer.GetMaps() {
+		if state.GetName() == name {
+			return state.GetMaxEntries(), nil
+		}
+	}
+	return 0, fmt.Errorf("there is no map %s", name)
 }
 
 // previousRelease runs the previous release's agent for a while: its programs
