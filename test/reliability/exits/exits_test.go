@@ -5,11 +5,13 @@ package exits
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"testing"
 	"time"
 
 	"github.com/millrace-project/millrace/test/reliability"
+	"github.com/millrace-project/millrace/test/testbed"
 )
 
 // tally counts exit points.
@@ -130,10 +132,67 @@ func (w *world) exitAt(t *testing.T, sum *tally, name string, n int, change func
 	at := fmt.Sprintf("change %d, %s, killed before call %d, %s", sum.changes, name, n, call)
 	w.away(t, at, before, w.now)
 	w.supervisor.Set(nil)
-	w.launch(t)
+	if sum.points%logEvery == 0 {
+		w.fromLog(t, at, before)
+	} else {
+		w.launch(t)
+	}
 	w.mustConverge(t, at+", restarted")
 	w.checkTraffic(t, at)
 	return true
+}
+
+// logEvery is how often an exit is followed by a start without a calculator.
+const logEvery = 4
+
+// fromLog starts the agent without a calculator: from its log it completes the
+// change, or leaves it undone if nothing of it was in the kernel, but never takes
+// back what was. What the change removes may stay until calculators say that
+// they have said everything.
+func (w *world) fromLog(t *testing.T, at string, before model) {
+	t.Helper()
+	was, will := before.frontends(w.node), w.now.frontends(w.node)
+	k, err := readKernel(w.node)
+	if err != nil {
+		t.Fatalf("%s: %v", at, err)
+	}
+	begun := false
+	for f := range k.frontends {
+		begun = begun || !k.frontends[f].equal(was[f])
+	}
+	for f := range was {
+		_, there := k.frontends[f]
+		begun = begun || !there
+	}
+	stale := maps.Clone(will)
+	for f, a := range was {
+		if _, wanted := will[f]; !wanted {
+			stale[f] = a
+		}
+	}
+	if err := w.stack.Calculator.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	w.launch(t)
+	err = testbed.Within(30*time.Second, func() error {
+		if err := w.metric("millrace_agent_in_sync 0"); err != nil {
+			return err
+		}
+		k, err := readKernel(w.node)
+		if err != nil {
+			return err
+		}
+		if err = k.is(will, stale); err != nil && !begun && k.is(was) == nil {
+			err = nil
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%s, started without a calculator (change begun: %v): %v", at, begun, err)
+	}
+	if err := w.stack.Calculator.Start(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // checkTraffic tells at which exit traffic was interrupted.

@@ -220,6 +220,11 @@ func (w *world) same(ctx context.Context, status *agentv1.GetStatusResponse) err
 	if err := w.checkTopology(status); err != nil {
 		return err
 	}
+	return w.noDiff(ctx)
+}
+
+// noDiff asks the agent whether it desires what the kernel has.
+func (w *world) noDiff(ctx context.Context) error {
 	diff, err := w.agent.DiffDesired(ctx, &agentv1.DiffDesiredRequest{})
 	if err != nil {
 		return err
