@@ -48,21 +48,22 @@ func TestExits(t *testing.T) {
 	w.startTraffic(t, w.now["svc-1"])
 	sum := newTally()
 	defer func() { t.Log(sum) }()
-	changes, turns := 40, 2
+	// In a soak one round of pods and nodes takes all of their exits.
+	changes, topologyAt, turns := 40, 10, 2
 	if reliability.Soak() {
-		changes, turns = 120, 1
+		changes, topologyAt = 120, 60
 	}
-	for sum.changes < changes && !t.Failed() {
-		if sum.changes%10 == 9 {
+	for i := range changes {
+		if i%topologyAt == topologyAt-1 {
 			w.changeTopology(t, r, sum, turns)
 		}
-		m := mutations[r.IntN(len(mutations))]
-		after := w.now.clone()
-		if !m.apply(r, after, w.backends) {
-			continue
+		for changed := false; !changed; {
+			m := mutations[r.IntN(len(mutations))]
+			after := w.now.clone()
+			if changed = m.apply(r, after, w.backends); changed {
+				w.change(t, r, sum, m.name, after)
+			}
 		}
-		sum.changes++
-		w.change(t, r, sum, m.name, after)
 	}
 }
 
@@ -101,7 +102,6 @@ func (w *world) changeTopology(t *testing.T, r *rand.Rand, sum *tally, turns int
 			}
 			there := w.exitAt(t, sum, c.name+" comes", come, func() { c.there(t, w) })
 			back := w.exitAt(t, sum, c.name+" goes", leave, func() { c.back(t, w) })
-			sum.changes += 2
 			if !there && !back && reliability.Soak() {
 				break
 			}
@@ -114,6 +114,7 @@ func (w *world) changeTopology(t *testing.T, r *rand.Rand, sum *tally, turns int
 func (w *world) exitAt(t *testing.T, sum *tally, name string, n int, change func()) bool {
 	t.Helper()
 	before := w.now
+	sum.changes++
 	w.supervisor.KillBefore(n)
 	change()
 	err := w.converge(30 * time.Second)
@@ -132,9 +133,7 @@ func (w *world) exitAt(t *testing.T, sum *tally, name string, n int, change func
 	at := fmt.Sprintf("change %d, %s, killed before call %d, %s", sum.changes, name, n, call)
 	w.away(t, at, before, w.now)
 	w.supervisor.Set(nil)
-	if sum.points%logEvery == 0 {
-		w.fromLog(t, at, before)
-	} else {
+	if !w.fromLog(t, sum, at, before) {
 		w.launch(t)
 	}
 	w.mustConverge(t, at+", restarted")
@@ -142,14 +141,12 @@ func (w *world) exitAt(t *testing.T, sum *tally, name string, n int, change func
 	return true
 }
 
-// logEvery is how often an exit is followed by a start without a calculator.
-const logEvery = 4
-
 // fromLog starts the agent without a calculator: from its log it completes the
 // change, or leaves it undone if nothing of it was in the kernel, but never takes
 // back what was. What the change removes may stay until calculators say that
-// they have said everything.
-func (w *world) fromLog(t *testing.T, at string, before model) {
+// they have said everything. It is done for changes that had begun in the kernel,
+// and for some of the others; false if not.
+func (w *world) fromLog(t *testing.T, sum *tally, at string, before model) bool {
 	t.Helper()
 	was, will := before.frontends(w.node), w.now.frontends(w.node)
 	k, err := readKernel(w.node)
@@ -163,6 +160,9 @@ func (w *world) fromLog(t *testing.T, at string, before model) {
 	for f := range was {
 		_, there := k.frontends[f]
 		begun = begun || !there
+	}
+	if !begun && sum.points%8 != 0 {
+		return false
 	}
 	stale := maps.Clone(will)
 	for f, a := range was {
@@ -193,6 +193,7 @@ func (w *world) fromLog(t *testing.T, at string, before model) {
 	if err := w.stack.Calculator.Start(); err != nil {
 		t.Fatal(err)
 	}
+	return true
 }
 
 // checkTraffic tells at which exit traffic was interrupted.

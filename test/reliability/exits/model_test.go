@@ -54,6 +54,8 @@ type answer struct {
 	backends []string     // sorted
 }
 
+func (a answer) String() string { return fmt.Sprintf("port %s at %v", a.id.String()[:8], a.backends) }
+
 func (a answer) equal(b answer) bool { return a.id == b.id && slices.Equal(a.backends, b.backends) }
 
 // frontends are those that a node is to have.
