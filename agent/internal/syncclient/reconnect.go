@@ -22,14 +22,16 @@ var DefaultBackoff = Backoff{First: 500 * time.Millisecond, Last: 15 * time.Seco
 
 // Run keeps a stream open until ctx ends. It goes through all calculators in
 // an order made by chance, so that agents spread over them; the one that was
-// lost last comes last. Between rounds, and after a stream that was lost, it
-// waits a time made by chance whose bound doubles: agents that lose one
-// calculator together must not come back together.
+// lost last comes last, one that asked to wait is left out until then. Between
+// rounds, and after a stream that was lost, it waits a time made by chance whose
+// bound doubles: agents that lose one calculator together must not come back
+// together.
 func (c *Client) Run(ctx context.Context) {
 	wait := c.options.Backoff.First
 	avoid := ""
+	notBefore := map[string]time.Time{}
 	for ctx.Err() == nil {
-		r := c.round(ctx, avoid)
+		r := c.round(ctx, avoid, notBefore)
 		avoid = r.avoid
 		if r.moved {
 			wait = c.options.Backoff.First
@@ -39,10 +41,6 @@ func (c *Client) Run(ctx context.Context) {
 			wait = c.options.Backoff.First
 		}
 		pause := rand.N(wait)
-		if r.delay > 0 {
-			// Told when to come again, as were others.
-			pause = max(pause, r.delay+rand.N(r.delay))
-		}
 		if !r.lived {
 			wait = min(2*wait, c.options.Backoff.Last)
 		}
@@ -60,15 +58,16 @@ type roundEnd struct {
 	moved, lived bool
 	// avoid is the address that should come last in the next round.
 	avoid string
-	// delay is the shortest that a calculator that refused asked to wait, if
-	// all refused and any asked.
-	delay time.Duration
 }
 
 // round tries the targets until there was a proper stream at one of them.
-func (c *Client) round(ctx context.Context, avoid string) (end roundEnd) {
+// notBefore has the addresses that asked to wait.
+func (c *Client) round(ctx context.Context, avoid string, notBefore map[string]time.Time) (end roundEnd) {
 	for _, target := range c.order(avoid) {
 		started := time.Now()
+		if started.Before(notBefore[target.Address]) {
+			continue
+		}
 		err := c.stream(ctx, target)
 		c.ended(target, err)
 		if ctx.Err() != nil {
@@ -87,8 +86,9 @@ func (c *Client) round(ctx context.Context, avoid string) (end roundEnd) {
 		if time.Since(started) > c.options.Backoff.Last {
 			return roundEnd{lived: true, avoid: target.Address}
 		}
-		if delay := retryDelay(err); delay > 0 && (end.delay == 0 || delay < end.delay) {
-			end.delay = delay
+		if delay := retryDelay(err); delay > 0 {
+			// Others were told the same.
+			notBefore[target.Address] = time.Now().Add(delay + rand.N(delay))
 		}
 	}
 	return end

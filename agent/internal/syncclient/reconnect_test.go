@@ -64,6 +64,28 @@ func TestBusyGoesToAnother(t *testing.T) {
 	await(t, "in sync with the free one", func() bool { return a.Status().InSync })
 }
 
+// TestBusyAndAnotherAway looks for the one that is away while the busy one has
+// asked to wait.
+func TestBusyAndAnotherAway(t *testing.T) {
+	dir := t.TempDir()
+	refused := make(chan struct{}, 100)
+	serve(t, filepath.Join(dir, "busy"), func(server, *dataplanev1.Hello) error {
+		refused <- struct{}{}
+		return refusedWith(codes.Unavailable, "BUSY", "busy", time.Minute)
+	})
+	a := start(t, filepath.Join(dir, "busy"), filepath.Join(dir, "away"))
+	<-refused
+	serve(t, filepath.Join(dir, "away"), func(s server, _ *dataplanev1.Hello) error {
+		err := errors.Join(welcome(s, "e/1"), commit(s, 1, 1, true))
+		<-s.Context().Done()
+		return err
+	})
+	await(t, "in sync with the other", func() bool { return a.Status().InSync })
+	if len(refused) > 0 {
+		t.Errorf("asked the busy one %d more times", len(refused))
+	}
+}
+
 // TestConnectionAge goes to both calculators in the end when each asks it to
 // come anew every time: it neither sticks to one nor has to leave it.
 func TestConnectionAge(t *testing.T) {

@@ -58,6 +58,13 @@ const (
 
 const echoPort = 8080
 
+// How long calculators take to stop: shorter than by default, for the tests'
+// sake.
+const (
+	drainTime  = 2 * time.Second
+	drainGrace = time.Second
+)
+
 // fixture is a cluster with two calculators on one API server. The first
 // agent reaches each calculator by a proxy, the second one directly.
 type fixture struct {
@@ -248,7 +255,8 @@ func (c *calculator) tryStart() (err error) {
 	c.process, err = c.f.Control.Start(fmt.Sprintf("calculator-%d", c.number), binaries.Calculator,
 		"--source", "kube", "--kubeconfig", c.f.kubeconfig, "--listen", fmt.Sprintf("0.0.0.0:%d", c.port()),
 		"--socket", c.socket(), "--metrics-listen", fmt.Sprintf("127.0.0.1:%d", c.metricsPort()),
-		"--tls-cert", c.f.certs.cert, "--tls-key", c.f.certs.key, "--tls-client-ca", c.f.certs.ca)
+		"--tls-cert", c.f.certs.cert, "--tls-key", c.f.certs.key, "--tls-client-ca", c.f.certs.ca,
+		"--drain-time", drainTime.String(), "--drain-grace", drainGrace.String())
 	return err
 }
 

@@ -58,11 +58,11 @@ func (c *changer) change() error {
 	return c.f.plane.Apply(ctx, service.Objects()...)
 }
 
-// testKilled kills calculators, one or the other or both, while services
+// testKilled kills or stops calculators, one or the other or both, while services
 // change. Nothing of the changes is lost, and what agents hold in the end is
 // what either calculator computes.
 func testKilled(t *testing.T, f *fixture) {
-	lasts := 10 * time.Second
+	lasts := 8 * time.Second
 	if reliability.Soak() {
 		lasts = 10 * time.Minute
 	}
@@ -82,7 +82,11 @@ func testKilled(t *testing.T, f *fixture) {
 	for end := time.Now().Add(lasts); kills < 3 || time.Now().Before(end); kills++ {
 		victim := f.calculators[random.IntN(2)]
 		pause(ctx, time.Duration(random.IntN(1500))*time.Millisecond)
-		if err := victim.process.Kill(); err != nil {
+		end := victim.process.Kill
+		if random.IntN(3) == 0 {
+			end = victim.process.Stop // as in a rollout
+		}
+		if err := end(); err != nil {
 			t.Fatal(err)
 		}
 		pause(ctx, time.Duration(random.IntN(500))*time.Millisecond)

@@ -236,6 +236,9 @@ func (s *storm) drain(ctx context.Context, t *testing.T, c *calculator) {
 	case <-ctx.Done():
 		t.Fatal(ctx.Err())
 	}
+	if limit := drainTime + drainGrace + slack; time.Since(began) > limit {
+		t.Errorf("it took %v, want %v", time.Since(began), limit)
+	}
 	if err := c.process.Err(); err != nil {
 		t.Errorf("the calculator ended with %v", err)
 	}
