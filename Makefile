@@ -97,7 +97,7 @@ test-reliability: setup-run test-programs kube-binaries $(TESTREPORT) ## Test re
 test-kernels: setup-run setup-guest guest-kernels test-programs $(TESTREPORT) ## Test on other kernels, each in a virtual machine
 	@go test -json -count 1 -p 1 -timeout 20m $(TESTFLAGS) ./test/kernels/... | $(TESTREPORT) stage kernels
 soak: need-root setup-run test-programs kube-binaries $(TESTREPORT) ## The tests of test-reliability at full size (about an hour)
-	@MILLRACE_SOAK=1 go test -json -count 1 -p 1 -timeout 4h $(TESTFLAGS) ./test/reliability/... | $(TESTREPORT) stage soak
+	@MILLRACE_SOAK=1 go test -json -count 1 -p 1 -timeout 4h $(TESTFLAGS) ./test/reliability/... ./test/kube/e2e | $(TESTREPORT) stage soak
 test-deploy: $(TESTREPORT) ## Test the image builder
 	@(cd deploy/image && GOWORK=off go test -json $(TESTFLAGS) ./...) | $(TESTREPORT) stage deploy
 

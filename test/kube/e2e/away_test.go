@@ -16,13 +16,14 @@ import (
 
 	calculatorv1 "github.com/millrace-project/millrace/proto/millrace/calculator/v1"
 
+	"github.com/millrace-project/millrace/test/reliability"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
 // testWithoutAPIServer: a calculator that has read everything serves agents
 // that come anew; one that has read nothing serves nobody and says why.
 func (f *sourceFaults) testWithoutAPIServer(t *testing.T) {
-	ctx := limit(t, 90*time.Second)
+	ctx := limit(t, 90*time.Second+longAway())
 	late := f.newReplica(t, 2, f.kubeconfig)
 	f.serve(ctx, t, f.near)
 	gone := newService("gone", 21, false, f.near.Endpoint())
@@ -56,6 +57,7 @@ func (f *sourceFaults) testWithoutAPIServer(t *testing.T) {
 		}
 	}
 	f.waitServices(ctx, t, f.kept, gone)
+	<-time.After(longAway()) // that it stays away is what is tested
 
 	if err := f.plane.StartAPIServer(ctx); err != nil {
 		t.Fatal(err)
@@ -67,6 +69,14 @@ func (f *sourceFaults) testWithoutAPIServer(t *testing.T) {
 		return s.GetSynced() && len(s.GetProblems()) == 0
 	})
 	late.kill(t)
+}
+
+// longAway is how much longer than its checks take the API server is away.
+func longAway() time.Duration {
+	if reliability.Soak() {
+		return time.Minute
+	}
+	return 0
 }
 
 // testWithoutEtcd kills etcd, which the API server outlives.

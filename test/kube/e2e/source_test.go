@@ -45,6 +45,7 @@ func TestSourceFaults(t *testing.T) {
 	t.Run("etcd away", f.testWithoutEtcd)
 	t.Run("token refused", f.testWithoutRight)
 	t.Run("etcd restored", f.testEtcdRestored)
+	t.Run("etcd restored and gone on", f.testEtcdRestoredAndGoneOn)
 	t.Run("etcd restored and raised", f.testEtcdRestoredAndRaised)
 }
 
@@ -292,6 +293,45 @@ func (f *sourceFaults) testEtcdRestored(t *testing.T) {
 	f.delete(ctx, t, revived.Objects()...)
 	f.waitNoServices(ctx, t, revived)
 	f.direct.await(ctx, t, "no problem is left", func(s *calculatorv1.GetStatusResponse) bool { return len(s.GetProblems()) == 0 })
+}
+
+// testEtcdRestoredAndGoneOn restores a backup that is so young that versions
+// have passed those of before when a calculator hears of the API server again:
+// no version tells it that it has missed something.
+func (f *sourceFaults) testEtcdRestoredAndGoneOn(t *testing.T) {
+	ctx := limit(t, 90*time.Second)
+	f.ensure(ctx, t, f.relayed)
+	f.direct.kill(t)
+	f.relayed.awaitAgents(ctx, t)
+	backup := filepath.Join(t.TempDir(), "backup.db")
+	f.serve(ctx, t, f.near, f.far)
+	revived := newService("revived", 23, true, f.near.Endpoint())
+	f.apply(ctx, t, revived.Objects()...)
+	f.waitServices(ctx, t, revived)
+	if err := f.plane.SaveEtcd(ctx, backup); err != nil {
+		t.Fatal(err)
+	}
+	f.delete(ctx, t, revived.Objects()...)
+	f.waitNoServices(ctx, t, revived)
+
+	f.relay.Freeze(true)
+	defer f.relay.Thaw()
+	if err := f.plane.RestoreEtcd(ctx, backup, 0); err != nil {
+		t.Fatal(err)
+	}
+	noise := newService("noise", 25, false, f.near.Endpoint())
+	for range 10 {
+		f.apply(ctx, t, noise.Objects()...)
+		f.delete(ctx, t, noise.Objects()...)
+	}
+	f.relay.Thaw()
+	f.waitServices(ctx, t, f.kept, revived)
+	if err := f.relayed.process.Running(); err != nil {
+		t.Error(err)
+	}
+	f.delete(ctx, t, revived.Objects()...)
+	f.waitNoServices(ctx, t, revived)
+	f.direct.startSynced(ctx, t)
 }
 
 // testEtcdRestoredAndRaised restores with revisions raised beyond all that

@@ -4,6 +4,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
@@ -30,6 +32,7 @@ type server struct {
 
 func (s *server) kind() kind {
 	k := serviceKind
+	k.list = func(context.Context, metav1.ListOptions) (runtime.Object, error) { return &corev1.ServiceList{}, nil }
 	k.one = func(_ context.Context, options metav1.ListOptions) (runtime.Object, error) {
 		if options.ResourceVersion != "" {
 			return nil, fmt.Errorf("resourceVersion %q: a cache may answer that", options.ResourceVersion)
@@ -165,6 +168,52 @@ func TestWatchFromTheFutureEndsTheSource(t *testing.T) {
 	st, _ = listedAt(t, s, "20")
 	if _, err := st.watchOnce(context.Background(), metav1.ListOptions{ResourceVersion: "20"}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A watch that ends before its time may have been the last one of an API
+// server whose state was set back and has gone on since.
+func TestInterruptedWatchIsNotResumed(t *testing.T) {
+	s := &server{latest: 30}
+	st, _ := listedAt(t, s, "20")
+	open := func(timeout int64) error {
+		_, err := st.watchOnce(context.Background(), metav1.ListOptions{ResourceVersion: "20", TimeoutSeconds: &timeout})
+		return err
+	}
+	must(t, open(0)) // after a list a watch follows in any case
+	must(t, open(300))
+	for range 2 {
+		if err := open(300); !apierrors.IsResourceExpired(err) {
+			t.Errorf("error %v after a watch that was to last five minutes, want one that leads to a list", err)
+		}
+	}
+	list := func() {
+		t.Helper()
+		if _, err := st.listOnce(context.Background(), metav1.ListOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		must(t, st.Replace([]any{service("a", "5")}, "25"))
+	}
+	list()
+	must(t, open(0))
+	fail := errors.New("connection refused")
+	working := st.kind.watch
+	st.kind.watch = func(context.Context, metav1.ListOptions) (watch.Interface, error) { return nil, fail }
+	if err := open(0); !errors.Is(err, fail) {
+		t.Errorf("error %v", err)
+	}
+	st.kind.watch = working
+	if err := open(0); !apierrors.IsResourceExpired(err) {
+		t.Errorf("error %v after the API server was away, want one that leads to a list", err)
+	}
+	// A list that is the beginning of a watch is no list before the next one.
+	all, long := true, int64(300)
+	if _, err := st.watchOnce(context.Background(), metav1.ListOptions{SendInitialEvents: &all, TimeoutSeconds: &long}); err != nil {
+		t.Fatal(err)
+	}
+	must(t, st.Replace([]any{service("a", "5")}, "26"))
+	if err := open(0); !apierrors.IsResourceExpired(err) {
+		t.Errorf("error %v after a watch with its list that was to last five minutes, want one that leads to a list", err)
 	}
 }
 

@@ -37,6 +37,11 @@ type store struct {
 	// nanoseconds since 1970.
 	objects map[model.Key]int64
 
+	// due is when the API server is to end the watch that was opened last, and
+	// lost tells that it ended before. streaming tells that the list to come is
+	// the beginning of that watch. Like objects they are the reflector's.
+	due             time.Time
+	lost, streaming bool
 	// questions has the one that waits to be answered.
 	questions chan question
 
@@ -244,7 +249,10 @@ func (s *store) Replace(list []any, resourceVersion string) error {
 			changes = append(changes, source.Change{Key: key})
 		}
 	}
-	s.objects = there
+	s.objects, s.lost = there, false
+	if !s.streaming {
+		s.due = time.Time{} // the watch that goes on from this list is yet to be opened
+	}
 	s.sink.Apply(changes, s.position(version))
 	s.advance(version)
 	s.log.Debug("listed", zap.Int("objects", len(there)), zap.Uint64("resourceVersion", version))
@@ -291,6 +299,7 @@ func (s *store) selecting(options metav1.ListOptions) metav1.ListOptions {
 
 // listOnce lists and notes whether that worked.
 func (s *store) listOnce(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+	s.streaming = false
 	list, err := s.kind.list(ctx, s.selecting(options))
 	if err != nil && ctx.Err() == nil && !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) {
 		s.failed("listing "+s.kind.plural, err)
@@ -300,14 +309,27 @@ func (s *store) listOnce(ctx context.Context, options metav1.ListOptions) (runti
 
 // watchOnce opens a watch and notes whether that worked.
 func (s *store) watchOnce(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	from := options.ResourceVersion
+	resumes := options.SendInitialEvents == nil && from != "" && from != "0"
+	if resumes && s.interrupted() {
+		return nil, apierrors.NewResourceExpired("the watch was interrupted, so that everything is listed anew")
+	}
+	begin := time.Now()
 	watcher, err := s.kind.watch(ctx, s.selecting(options))
 	// A watch that begins with a list is checked by the API server.
-	if from := options.ResourceVersion; err == nil && options.SendInitialEvents == nil && from != "" && from != "0" {
+	if err == nil && resumes {
 		// Only now: what is asked before could be answered before the API
 		// server is restarted, and the watch opened after.
 		if err = s.confirmText(ctx, from); err != nil {
 			watcher.Stop()
 		}
+	}
+	s.due, s.streaming = time.Time{}, !resumes
+	if err == nil && options.TimeoutSeconds != nil {
+		s.due = begin.Add(time.Duration(*options.TimeoutSeconds)*time.Second - dueMargin)
+	}
+	if err != nil && resumes {
+		s.lost = true
 	}
 	switch {
 	case err == nil:
@@ -321,6 +343,23 @@ func (s *store) watchOnce(ctx context.Context, options metav1.ListOptions) (watc
 		return nil, err
 	}
 	return watcher, nil
+}
+
+// dueMargin is how much before its time the end of a watch is in order: two
+// clocks are at work, and the request takes time.
+const dueMargin = 2 * time.Second
+
+// interrupted tells that the last watch did not end when it was to, or could
+// not be followed by another. The API server may then be another one, and its
+// state one that was set back and has gone on since, beyond what was read from
+// it before: to go on from there would miss what happened in between, and no
+// version would tell. Only a list is sure, and after a restart of the API
+// server it is needed nearly always anyway.
+func (s *store) interrupted() bool {
+	if time.Now().Before(s.due) {
+		s.lost = true
+	}
+	return s.lost
 }
 
 // failed makes what fails a problem. What was read before stays in force.
