@@ -256,3 +256,31 @@ func TestOtherFormat(t *testing.T) {
 		}
 	}
 }
+
+// TestUnreadable has something at the log's place that cannot be read: the log
+// goes on in memory, through restarts, until the place is free.
+func TestUnreadable(t *testing.T) {
+	options := places(t)
+	path := filepath.Join(options.Dir, fileName)
+	if err := os.MkdirAll(filepath.Join(path, "full"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(13, 13))
+	l, store, _ := openAt(t, options)
+	appendSome(t, l, r, 3)
+	if err := l.tend(time.Now()); err == nil || !l.Away() {
+		t.Fatalf("came home to a directory: %v", err)
+	}
+	l.Close()
+	l, again, recovery := openAt(t, options)
+	if diff := cmp.Diff(contents(store), contents(again)); diff != "" || !recovery.SameBoot {
+		t.Fatalf("%+v %s", recovery, diff)
+	}
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.tend(time.Now()); err != nil || l.Fault() != "" {
+		t.Fatalf("%v, fault %q", err, l.Fault())
+	}
+	l.Close()
+}

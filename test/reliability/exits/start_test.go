@@ -97,12 +97,12 @@ func TestExitsWithoutTCX(t *testing.T) {
 	w := start(t, settings{prepare: func(w *world) { w.supervisor.Always(withoutTCX) }})
 	running := w.startTraffic(t, w.now["svc-1"])
 	sum := newTally()
-	w.changeTopology(t, r, sum, 5)
-	w.exitsAtStart(t, r, sum, 5)
+	w.changeTopology(t, r, sum, 3)
+	w.exitsAtStart(t, r, sum, 4)
 	if err := running.stop(); err != nil {
 		t.Fatal(err)
 	}
 	w.traffic = nil
-	w.exitsOfCleanup(t, r, sum, 3)
+	w.exitsOfCleanup(t, r, sum, 2)
 	t.Log(sum)
 }
