@@ -25,6 +25,8 @@ const (
 	moveBatch = 16384
 	// moveShare bounds the share of a core that moving takes.
 	moveShare = 4
+	// hastyPause is the time between two steps when flows wait for room.
+	hastyPause = 2 * time.Millisecond
 	// growRetry is when a growth that failed is tried again.
 	growRetry = 30 * time.Second
 )
@@ -63,6 +65,7 @@ type growing struct {
 	stay     int    // without room, in the last step
 	failures uint64 // insertions that found no room, when last looked at
 	full     bool   // found no room since it has its size
+	hasty    bool   // it grew because of that: its entries move without a pause
 	atLimit  bool   // as programs were told
 	told     bool
 	faults   map[string]string // by what failed last
@@ -91,13 +94,16 @@ func (g *Grower) Run(ctx context.Context) {
 		case <-timer.C:
 		}
 		began := time.Now()
-		g.look()
-		timer.Reset(max(growTick, (moveShare-1)*time.Since(began)))
+		if g.look() {
+			timer.Reset(hastyPause)
+		} else {
+			timer.Reset(max(growTick, (moveShare-1)*time.Since(began)))
+		}
 	}
 }
 
-// look does what is to be done now.
-func (g *Grower) look() {
+// look does what is to be done now, and tells whether more is urgent.
+func (g *Grower) look() (urgent bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	pass := g.last()
@@ -110,7 +116,9 @@ func (g *Grower) look() {
 			g.consider(m, &pass)
 		}
 		g.tellLimit(m)
+		urgent = urgent || m.hasty && m.stay == 0 && m.Draining() != nil
 	}
+	return urgent
 }
 
 // move takes a step.
@@ -201,7 +209,11 @@ func (g *Grower) grow(m *growing, entries uint32) error {
 	if err != nil {
 		return err
 	}
-	m.started, m.moved, m.full, m.retry = time.Now(), 0, false, time.Time{}
+	m.started, m.moved, m.stay, m.retry = time.Now(), 0, 0, time.Time{}
+	m.hasty, m.full = m.full, false
+	if p, err := g.kernel.Pressure(m.Family()); err == nil {
+		m.failures = p.Failures // those were the smaller one's
+	}
 	g.note(m, growFault, nil)
 	m.since = g.table.growths.Load()
 	g.log.Info("a map is replaced by a larger one", zap.String("map", m.Name()), zap.Uint32("before", have),
@@ -217,7 +229,7 @@ func (g *Grower) tellLimit(m *growing) {
 	if !m.established() {
 		return
 	}
-	atLimit := m.Draining() == nil && !g.policy.mayGrow(m.Name(), m.Current().MaxEntries())
+	atLimit := !g.policy.mayGrow(m.Name(), m.Current().MaxEntries())
 	if m.told && atLimit == m.atLimit {
 		return
 	}
@@ -252,11 +264,12 @@ func (g *Grower) Problems() []string {
 		for _, what := range slices.Sorted(maps.Keys(m.faults)) {
 			problems = append(problems, fmt.Sprintf("map %s (%d entries): %s: %s", m.Name(), size, what, m.faults[what]))
 		}
+		atLimit := !g.policy.mayGrow(m.Name(), size)
 		switch {
-		case m.stay > 0:
+		case m.stay > 0 && !atLimit:
 			problems = append(problems, fmt.Sprintf("map %s filled up (%d entries) before the entries of the smaller one had moved: %d wait",
 				m.Name(), size, m.stay))
-		case g.policy.mayGrow(m.Name(), size) || m.Draining() != nil:
+		case !atLimit:
 		case m.established() && m.full:
 			problems = append(problems, fmt.Sprintf(
 				"map %s is full (%d entries) and may not grow: new flows to services are refused while there is no room; raise --limit-%s or use millracectl maps grow",

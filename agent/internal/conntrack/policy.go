@@ -20,10 +20,16 @@ func (p *Policy) size(name string, entries int, have uint32, full bool) uint32 {
 	if !p.mayGrow(name, have) {
 		return want
 	}
-	if full || entries >= 0 && uint64(entries)*100 >= uint64(have)*uint64(p.Percent) {
-		want = max(want, uint32(min(2*uint64(have), uint64(p.Limits[name]))))
+	factor := uint64(1)
+	switch {
+	case full:
+		// It filled up between two counts: what comes at such a pace must not fill
+		// the larger map, too, before the entries of this one have moved.
+		factor = 4
+	case entries >= 0 && uint64(entries)*100 >= uint64(have)*uint64(p.Percent):
+		factor = 2
 	}
-	return want
+	return max(want, uint32(min(factor*uint64(have), uint64(p.Limits[name]))))
 }
 
 // mayGrow tells whether a map may become larger by itself.

@@ -17,7 +17,7 @@ func TestPolicy(t *testing.T) {
 		{what: "room", percent: 80, limit: 1000, entries: 79, have: 100, want: 100},
 		{what: "fill", percent: 80, limit: 1000, entries: 80, have: 100, want: 200},
 		{what: "no count", percent: 80, limit: 1000, entries: -1, have: 100, want: 100},
-		{what: "no room", percent: 80, limit: 1000, entries: -1, have: 100, full: true, want: 200},
+		{what: "no room", percent: 80, limit: 1000, entries: -1, have: 100, full: true, want: 400},
 		{what: "no further than the limit", percent: 80, limit: 150, entries: 100, have: 100, full: true, want: 150},
 		{what: "at the limit", percent: 80, limit: 100, entries: 100, have: 100, full: true, want: 100},
 		{what: "beyond the limit", percent: 80, limit: 50, entries: 100, have: 100, full: true, want: 100},
