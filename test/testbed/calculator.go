@@ -41,9 +41,9 @@ type Calculator struct {
 }
 
 // CalculatorSocket is the path of the first calculator's unix socket.
-func (c *Cluster) CalculatorSocket() string { return c.replicaSocket(0) }
+func (c *Cluster) CalculatorSocket() string { return c.ReplicaSocket(0) }
 
-func (c *Cluster) replicaSocket(replica int) string {
+func (c *Cluster) ReplicaSocket(replica int) string {
 	return filepath.Join(c.Dir, replicaName(replica)+".sock")
 }
 
@@ -57,7 +57,7 @@ func replicaName(replica int) string {
 // StartCalculator starts a calculator on the control host and returns when it
 // answers queries.
 func (c *Cluster) StartCalculator(options CalculatorOptions) (*Calculator, error) {
-	conn, err := dialUnix(c.replicaSocket(options.Replica))
+	conn, err := dialUnix(c.ReplicaSocket(options.Replica))
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func (c *Calculator) Start() error {
 	args := []string{
 		c.options.Binaries.Calculator,
 		"--listen", fmt.Sprintf("0.0.0.0:%d", CalculatorPort+c.options.Replica),
-		"--socket", c.cluster.replicaSocket(c.options.Replica),
+		"--socket", c.cluster.ReplicaSocket(c.options.Replica),
 		"--metrics-listen", fmt.Sprintf("127.0.0.1:%d", MetricsPort+c.options.Replica),
 		"--insecure",
 	}
@@ -87,7 +87,7 @@ func (c *Calculator) Start() error {
 		return err
 	}
 	c.Process = process
-	return waitSocket(process, c.cluster.replicaSocket(c.options.Replica))
+	return waitSocket(process, c.cluster.ReplicaSocket(c.options.Replica))
 }
 
 // WaitSynced waits until the calculator has read its source.

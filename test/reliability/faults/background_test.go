@@ -32,8 +32,8 @@ func (r *rig) remove(ctx context.Context, objects ...runtime.Object) error {
 type background struct {
 	group  sync.WaitGroup
 	cancel context.CancelFunc
-	// changes of other services, scalings of those under load, and queries of
-	// agents; queries that failed, as they do while an agent is away.
+	// changes of other services, scalings of those under load, and queries;
+	// queries that failed, as they do while nobody is there.
 	changes, scalings, queries, unanswered atomic.Uint64
 
 	mu  sync.Mutex
@@ -63,7 +63,7 @@ func (b *background) stop() error {
 }
 
 func (b *background) String() string {
-	return fmt.Sprintf("meanwhile: %d changes of other services, %d scalings of those under load, %d queries of agents (%d of them while there was none)",
+	return fmt.Sprintf("meanwhile: %d changes of other services, %d scalings of those under load, %d queries of agents and calculators (%d with differences or without an answer)",
 		b.changes.Load(), b.scalings.Load(), b.queries.Load(), b.unanswered.Load())
 }
 
@@ -138,19 +138,46 @@ func (r *rig) scale(ctx context.Context, b *background, random *rand.Rand) error
 	return nil
 }
 
-// query asks agents for everything they answer, and lets them repair what
-// needs no repair.
+// Queries. Those that compare tell by their status that there are differences,
+// as there are while something changes.
+var (
+	agentQueries      = []string{"status", "services", "maps", "conntrack", "diff", "repair"}
+	comparingQueries  = []string{"diff", "repair"}
+	calculatorQueries = []string{"status", "nodes", "dump"}
+)
+
+// query asks agents and calculators for everything they answer, and lets
+// agents repair what needs no repair.
 func (r *rig) query(ctx context.Context, b *background, random *rand.Rand) error {
-	calls := [][]string{{"diff"}, {"repair"}, {"status"}, {"services"}, {"maps"}, {"conntrack"}}
 	for {
 		select {
 		case <-time.After(300 * time.Millisecond):
 		case <-ctx.Done():
 			return nil
 		}
-		node := r.Nodes[random.IntN(len(r.Nodes))]
-		args := append([]string{"--agent", "unix://" + node.Socket}, calls[random.IntN(len(calls))]...)
-		if err := exec.CommandContext(ctx, r.binaries.Ctl, args...).Run(); err != nil {
+		if random.IntN(4) == 0 {
+			query := calculatorQueries[random.IntN(len(calculatorQueries))]
+			args := []string{"--calculator", "unix://" + r.ReplicaSocket(random.IntN(len(r.calculators))), query}
+			if query == "dump" {
+				args = append(args, r.Nodes[0].Name)
+			}
+			if exec.CommandContext(ctx, r.binaries.Ctl, args...).Run() != nil {
+				b.unanswered.Add(1)
+			}
+			b.queries.Add(1)
+			continue
+		}
+		node, query := random.IntN(len(r.Nodes)), agentQueries[random.IntN(len(agentQueries))]
+		// An agent that nobody is just breaking has to answer.
+		there := r.agentMu[node].TryLock()
+		output, err := exec.CommandContext(ctx, r.binaries.Ctl, "--agent", "unix://"+r.Nodes[node].Socket, query).CombinedOutput()
+		if there {
+			r.agentMu[node].Unlock()
+		}
+		if err != nil {
+			if there && !slices.Contains(comparingQueries, query) {
+				return fmt.Errorf("query %s of %s: %w: %s", query, r.Nodes[node].Name, err, output)
+			}
 			b.unanswered.Add(1)
 		}
 		b.queries.Add(1)
