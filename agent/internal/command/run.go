@@ -56,6 +56,7 @@ type agent struct {
 	journal *statelog.Log
 	system  *bpf.System
 	plane   *bpf.Plane
+	tables  *tables.Kernel
 	applier *applier.Applier
 	client  *syncclient.Client
 	sweeper *conntrack.Sweeper
@@ -190,7 +191,8 @@ func (a *agent) makePlane(kernel *mbpf.Dataplane) error {
 		Growth:        a.growth.policy(),
 		GrowConntrack: func(name string, entries uint32) error { return a.grower.Grow(name, entries) },
 		AllowFastPath: netfilter.Tracking{SysctlDir: a.sysctlDir, StateDir: a.stateDir}.Allow}
-	a.plane, err = bpf.New(options, a.store, a.system, tables.NewKernel(kernel), classifier, a.system.Conntrack(), a.log)
+	a.tables = tables.NewKernel(kernel)
+	a.plane, err = bpf.New(options, a.store, a.system, a.tables, classifier, a.system.Conntrack(), a.log)
 	if err != nil {
 		return fmt.Errorf("adopt maps: %w", err)
 	}
@@ -387,6 +389,7 @@ func (a *agent) serveMetrics(failed context.CancelCauseFunc) (stop func(), err e
 		Counters: a.system.Counters,
 		Fill:     a.fill,
 		Failures: a.grower.Failures,
+		Writes:   a.tables.Writes,
 		Held:     func() map[string]uint64 { return api.HeldCounts(a.store) },
 		Problems: func() []*dataplanev1.ResourceError { return a.applier.Status().Errors },
 		LogBytes: a.journal.Size,

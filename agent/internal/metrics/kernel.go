@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
 	"github.com/millrace-project/millrace/agent/internal/held"
 	"github.com/millrace-project/millrace/bpf/layout"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
@@ -29,6 +30,8 @@ type Sources struct {
 	Problems func() []*dataplanev1.ResourceError
 	// Failures counts insertions into kernel's tables that found no room, by name.
 	Failures func() map[string]uint64
+	// Writes counts the entries of maps that the agent wrote, by map and operation.
+	Writes func() map[tables.Write]uint64
 	// LogBytes is the length of the state log.
 	LogBytes func() int64
 	// LogAway tells that the state log is in memory for now.
@@ -48,6 +51,8 @@ var (
 	capacityDesc = prometheus.NewDesc(prefix+"map_max_entries", "Entries that fit into a BPF map.", []string{"map"}, nil)
 	failuresDesc = prometheus.NewDesc(prefix+"map_insert_failures_total",
 		"Attempts of flows to be added to a BPF map of flows that had no room.", []string{"map"}, nil)
+	writesDesc = prometheus.NewDesc(prefix+"map_writes_total",
+		"Entries of BPF maps that the agent put or deleted, by map and operation.", []string{"map", "operation"}, nil)
 	heldDesc    = prometheus.NewDesc(prefix+"held_resources", "Resources that the agent holds, by type.", []string{"type"}, nil)
 	problemDesc = prometheus.NewDesc(prefix+"problem",
 		"1 for each resource that could not be programmed and for the field to blame; at most 100.",
@@ -67,7 +72,7 @@ func (m *Metrics) RegisterSources(s Sources) { m.Registry.MustRegister(kernelCol
 
 // Describe implements prometheus.Collector.
 func (c kernelCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{packetsDesc, bytesDesc, entriesDesc, capacityDesc, failuresDesc, heldDesc, problemDesc, logDesc, awayDesc} {
+	for _, d := range []*prometheus.Desc{packetsDesc, bytesDesc, entriesDesc, capacityDesc, failuresDesc, writesDesc, heldDesc, problemDesc, logDesc, awayDesc} {
 		ch <- d
 	}
 }
@@ -103,6 +108,9 @@ func (c kernelCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for name, n := range c.s.Failures() {
 		emit(failuresDesc, prometheus.CounterValue, float64(n), name)
+	}
+	for write, n := range c.s.Writes() {
+		emit(writesDesc, prometheus.CounterValue, float64(n), write.Map, write.Operation)
 	}
 	for name, n := range c.s.Held() {
 		emit(heldDesc, prometheus.GaugeValue, float64(n), name)

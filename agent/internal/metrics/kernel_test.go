@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
 	"github.com/millrace-project/millrace/bpf/layout"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
@@ -26,6 +27,7 @@ func TestProblems(t *testing.T) {
 		Counters: func() (map[layout.CounterKey]layout.Counter, error) { return nil, nil },
 		Fill:     func() map[string]Fill { return nil },
 		Failures: func() map[string]uint64 { return nil },
+		Writes:   func() map[tables.Write]uint64 { return nil },
 		Held:     func() map[string]uint64 { return nil },
 		Problems: func() []*dataplanev1.ResourceError { return problems },
 		LogBytes: func() int64 { return 0 },

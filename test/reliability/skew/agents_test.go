@@ -135,7 +135,9 @@ func TestStateLog(t *testing.T) {
 	startPrevious(t, stack)
 	near, far := nearAndFar(t, stack)
 	load := startLoad(t, ways(t, stack, near, far))
-	applyMany(t, stack, 200, 5)
+	if err := stack.ApplyMany(200, 5); err != nil {
+		t.Fatal(err)
+	}
 	settled(t, stack, stack.Agents[0])
 	number := 10
 	for _, binaries := range []testbed.Binaries{present, previous, present} {

@@ -5,13 +5,10 @@ package skew
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"k8s.io/apimachinery/pkg/runtime"
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 	calculatorv1 "github.com/millrace-project/millrace/proto/millrace/calculator/v1"
@@ -21,29 +18,6 @@ import (
 
 // reconnectBytes is what a reconnect with nothing changed may cost.
 const reconnectBytes = 64 << 10
-
-// applyMany writes services that have no pods behind them, in one file.
-func applyMany(t *testing.T, stack *testbed.Stack, services, backends int) {
-	t.Helper()
-	var objects []runtime.Object
-	for i := range services {
-		service := testbed.Service{
-			Name:       fmt.Sprintf("many-%d", i),
-			ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 100, byte(i >> 8), byte(i)})},
-			Ports:      []testbed.Port{{Port: 80, Target: 8080}},
-		}
-		for k := range backends {
-			n := i*backends + k
-			service.Endpoints = append(service.Endpoints, testbed.Endpoint{
-				IPv4: netip.AddrFrom4([4]byte{10, 128 + byte(n>>16), byte(n >> 8), byte(n)}), NodeName: stack.Nodes[0].Name,
-			})
-		}
-		objects = append(objects, service.Objects()...)
-	}
-	if err := stack.Apply("many", objects...); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // programmed are the entries of the maps that an agent writes from what it is
 // sent, as they stand in the kernel, but for the large array of backends. A
@@ -113,7 +87,9 @@ func TestAlternatingCalculators(t *testing.T) {
 	}{{"previous-agent", previous}, {"present-agent", present}} {
 		t.Run(of.name, func(t *testing.T) {
 			stack := startCluster(t, testbed.Options{Nodes: 1, PodsPerNode: 2})
-			applyMany(t, stack, services, 5)
+			if err := stack.ApplyMany(services, 5); err != nil {
+				t.Fatal(err)
+			}
 			relay := startRelay(t, stack)
 			useCalculator(t, stack, previous)
 			agent := useAgent(t, stack, 0, testbed.AgentOptions{Binaries: of.agent, Calculators: []string{relay.Address}})

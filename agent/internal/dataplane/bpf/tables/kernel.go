@@ -15,6 +15,7 @@ import (
 // when they grow.
 type Kernel struct {
 	*bpf.Dataplane
+	writes writes
 }
 
 var (
@@ -116,18 +117,20 @@ func (k *Kernel) FrontendCapacity(f Family) uint32 { return k.of(f).Frontends.Ma
 
 // PutFrontends implements Frontends.
 func (k *Kernel) PutFrontends(f Family, entries []FrontendEntry) error {
+	name, n := "frontends_"+f.String(), len(entries)
 	if f == V4 {
-		return putFrontends[layout.V4](k.of(f).Frontends, entries)
+		return k.writes.done(name, Put, n, putFrontends[layout.V4](k.of(f).Frontends, entries))
 	}
-	return putFrontends[layout.V6](k.of(f).Frontends, entries)
+	return k.writes.done(name, Put, n, putFrontends[layout.V6](k.of(f).Frontends, entries))
 }
 
 // DeleteFrontends implements Frontends.
 func (k *Kernel) DeleteFrontends(f Family, keys []FrontendKey) error {
+	name, n := "frontends_"+f.String(), len(keys)
 	if f == V4 {
-		return deleteFrontends[layout.V4](k.of(f).Frontends, keys)
+		return k.writes.done(name, Delete, n, deleteFrontends[layout.V4](k.of(f).Frontends, keys))
 	}
-	return deleteFrontends[layout.V6](k.of(f).Frontends, keys)
+	return k.writes.done(name, Delete, n, deleteFrontends[layout.V6](k.of(f).Frontends, keys))
 }
 
 // BackendCapacity implements Backends.
@@ -173,10 +176,19 @@ func putBackends[A layout.IP](m *ebpf.Map, writes []BackendWrite) error {
 
 // PutBackends implements Backends.
 func (k *Kernel) PutBackends(f Family, writes []BackendWrite) error {
-	if f == V4 {
-		return putBackends[layout.V4](k.of(f).Backends, writes)
+	name, n := "backends_"+f.String(), 0
+	for _, w := range writes {
+		n += len(w.Backends)
 	}
-	return putBackends[layout.V6](k.of(f).Backends, writes)
+	if f == V4 {
+		return k.writes.done(name, Put, n, putBackends[layout.V4](k.of(f).Backends, writes))
+	}
+	return k.writes.done(name, Put, n, putBackends[layout.V6](k.of(f).Backends, writes))
+}
+
+// WriteConfig writes the settings that programs read.
+func (k *Kernel) WriteConfig(c layout.Config) error {
+	return k.writes.done("config", Put, 1, k.Dataplane.WriteConfig(c))
 }
 
 // ReadIDs implements IDs.
@@ -191,7 +203,7 @@ func (k *Kernel) PutIDs(entries []IDEntry) error {
 	for i, e := range entries {
 		keys[i], values[i] = layout.IDKey{Digest: e.Key}, e.ID
 	}
-	return bpf.UpdateBatch(k.Tables().IDs, keys, values)
+	return k.writes.done("ids", Put, len(entries), bpf.UpdateBatch(k.Tables().IDs, keys, values))
 }
 
 // DeleteIDs implements IDs.
@@ -200,7 +212,7 @@ func (k *Kernel) DeleteIDs(keys []IDKey) error {
 	for i, key := range keys {
 		rawKeys[i] = layout.IDKey{Digest: key}
 	}
-	return bpf.DeleteBatch(k.Tables().IDs, rawKeys)
+	return k.writes.done("ids", Delete, len(keys), bpf.DeleteBatch(k.Tables().IDs, rawKeys))
 }
 
 func rawRouteKey[A layout.IP](k RouteKey) layout.RouteKey[A] {
@@ -244,16 +256,18 @@ func (k *Kernel) ReadRoutes(f Family, each func(RouteEntry)) error {
 
 // PutRoutes implements Routes.
 func (k *Kernel) PutRoutes(f Family, entries []RouteEntry) error {
+	name, n := "routes_"+f.String(), len(entries)
 	if f == V4 {
-		return putRoutes[layout.V4](k.of(f).Routes, entries)
+		return k.writes.done(name, Put, n, putRoutes[layout.V4](k.of(f).Routes, entries))
 	}
-	return putRoutes[layout.V6](k.of(f).Routes, entries)
+	return k.writes.done(name, Put, n, putRoutes[layout.V6](k.of(f).Routes, entries))
 }
 
 // DeleteRoutes implements Routes.
 func (k *Kernel) DeleteRoutes(f Family, keys []RouteKey) error {
+	name, n := "routes_"+f.String(), len(keys)
 	if f == V4 {
-		return deleteRoutes[layout.V4](k.of(f).Routes, keys)
+		return k.writes.done(name, Delete, n, deleteRoutes[layout.V4](k.of(f).Routes, keys))
 	}
-	return deleteRoutes[layout.V6](k.of(f).Routes, keys)
+	return k.writes.done(name, Delete, n, deleteRoutes[layout.V6](k.of(f).Routes, keys))
 }

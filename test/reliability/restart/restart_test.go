@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package restart
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace-project/millrace/test/testbed"
+)
+
+var binaries testbed.Binaries
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "millrace-restart-")
+	if err == nil {
+		binaries, err = testbed.BuildBinaries(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(dir) //nolint:errcheck // it is temporary
+	os.Exit(code)
+}
+
+const (
+	services = 10000
+	backends = 5
+	// restarts is how often the agent is started again.
+	restarts = 3
+	// slow is when a start hangs, rather than that the machine is busy: the
+	// figure of a quiet one is below a second.
+	slow = 20 * time.Second
+)
+
+// start is a cluster of one node with many services.
+func start(t *testing.T) (*testbed.Stack, *testbed.Agent) {
+	t.Helper()
+	if err := testbed.Supported(); err != nil {
+		t.Skip(err)
+	}
+	cluster, err := testbed.Start(testbed.Options{Nodes: 1, PodsPerNode: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stack := &testbed.Stack{Cluster: cluster, Binaries: binaries}
+	t.Cleanup(func() {
+		if t.Failed() && len(stack.Agents) > 0 {
+			t.Logf("agent:\n%s", stack.Agents[0].Process.LogTail(20))
+		}
+		if err := stack.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := stack.ApplyMany(services, backends); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
+	t.Cleanup(cancel)
+	if err := stack.Up(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return stack, stack.Agents[0]
+}
+
+// inSync waits until the agent is in sync and returns when that was.
+func inSync(t *testing.T, agent *testbed.Agent) time.Time {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), slow)
+	defer cancel()
+	if err := agent.WaitInSync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return time.Now()
+}
+
+// mapWrites are the agent's counters of entries of maps that it wrote.
+func mapWrites(t *testing.T, agent *testbed.Agent) map[string]int {
+	t.Helper()
+	client := http.Client{Transport: &http.Transport{DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
+		err = agent.Node.Do(func() (err error) {
+			conn, err = net.Dial(network, address)
+			return err
+		})
+		return conn, err
+	}}}
+	defer client.CloseIdleConnections()
+	answer, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", testbed.MetricsPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const metric = "millrace_agent_map_writes_total{"
+	found := map[string]int{}
+	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
+		labels, ok := strings.CutPrefix(lines.Text(), metric)
+		if !ok {
+			continue
+		}
+		labels, value, _ := strings.Cut(labels, "} ")
+		n, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			t.Fatalf("%s: %v", lines.Text(), err)
+		}
+		found[labels] = int(n)
+	}
+	return found
+}
+
+// TestRestart starts an agent again, after kill -9, with 10,000 services of five
+// backends in the kernel and nothing changed: it writes no entry of any map.
+// After a change of one service meanwhile it writes that service's.
+func TestRestart(t *testing.T) {
+	stack, agent := start(t)
+	first := mapWrites(t, agent)
+	if got := first[`map="frontends_v4",operation="put"`]; got != services {
+		t.Fatalf("%d frontends were written at first: %v", got, first)
+	}
+	if got := first[`map="backends_v4",operation="put"`]; got != services*backends {
+		t.Fatalf("%d backends were written at first: %v", got, first)
+	}
+	again := func() time.Duration {
+		t.Helper()
+		if err := agent.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := agent.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return inSync(t, agent).Sub(began)
+	}
+	best := slow
+	for range restarts {
+		took := again()
+		best = min(best, took)
+		t.Logf("in sync %v after exec", took)
+		if wrote := mapWrites(t, agent); len(wrote) != 0 {
+			t.Errorf("with nothing changed it wrote %v", wrote)
+		}
+	}
+	t.Logf("the best of %d: %v", restarts, best)
+
+	changed := testbed.Service{Name: "changed", ClusterIPs: []netip.Addr{testbed.ServiceIP(4, 9)}, Ports: []testbed.Port{{Port: 80, Target: 8080}},
+		Endpoints: []testbed.Endpoint{stack.Pods()[0].Endpoint()}}
+	if err := agent.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := stack.ApplyService(changed); err != nil {
+		t.Fatal(err)
+	}
+	if err := agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), slow)
+	defer cancel()
+	if err := agent.WaitServices(ctx, changed); err != nil {
+		t.Fatal(err)
+	}
+	wrote := mapWrites(t, agent)
+	total := 0
+	for _, n := range wrote {
+		total += n
+	}
+	if total == 0 || total > 10 {
+		t.Errorf("a service that came meanwhile made it write %v", wrote)
+	}
+}
