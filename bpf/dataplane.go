@@ -71,9 +71,13 @@ type Dataplane struct {
 	described   []object
 	conversions []conversion
 	layouts     Layouts              // that the objects want; nil when the pinned ones are known to be these
+	turn        int                  // 0 or 1, the other one than the past's
 	past        *past                // nil but while a generation with other layouts is succeeded
 	maps        map[string]*ebpf.Map // those that programs name
 	adopted     []Adopted
+
+	configMu sync.Mutex // of Config
+	behind   bool       // programs of the past run before these
 
 	mu      sync.Mutex // guards attachments' pins
 	barrier barrier
@@ -130,6 +134,12 @@ func openRelease(opts Options, all []object, known []conversion) (_ *Dataplane, 
 	}
 	if err := d.openMaps(spec); err != nil {
 		return nil, err
+	}
+	// An agent that ended when the past was gone may have left it set.
+	if d.past != nil || slices.ContainsFunc(d.adopted, func(a Adopted) bool { return a.Name == "config" }) {
+		if err := d.setBehind(d.past != nil); err != nil {
+			return nil, err
+		}
 	}
 	return d, d.openPrograms()
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -132,7 +133,7 @@ const layoutsRecord = "layouts"
 
 // writeLayouts writes the record of the maps directory.
 func (d *Dataplane) writeLayouts() error {
-	text := []string{recordVersion, "objects=" + objectsDigest(d.described)}
+	text := []string{recordVersion, "objects=" + objectsDigest(d.described), fmt.Sprintf("turn=%d", d.turn)}
 	for _, name := range sortedKeys(d.layouts) {
 		text = append(text, name+"="+d.layouts.digest(name))
 	}
@@ -198,6 +199,16 @@ func readLayouts(dir string) (map[string]string, error) {
 		digests[name] = digest
 	}
 	return digests, nil
+}
+
+// readTurn returns the turn of the generation whose maps are pinned in a
+// directory, see [Dataplane.SNATPorts].
+func readTurn(dir string) int {
+	text, _ := os.Readlink(filepath.Join(dir, layoutsRecord)) // without one: the first
+	if slices.Contains(strings.Fields(text), "turn=1") {
+		return 1
+	}
+	return 0
 }
 
 // layoutOf is the name under which a pinned map's layout stands: inner maps have

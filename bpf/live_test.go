@@ -213,9 +213,16 @@ func (l *live) program(d *Dataplane) {
 	if err != nil {
 		l.Fatal(err)
 	}
-	put(l, d.Config, uint32(0), layout.Config{Flags: layout.ConfigEnabled | layout.ConfigFastPath, HostNetnsCookie: cookie,
+	config := layout.Config{Flags: layout.ConfigEnabled | layout.ConfigFastPath, HostNetnsCookie: cookie,
 		SnatPortFirst: 20000, SnatPortLast: 29999,
-		TCPSynTimeout: 60, TCPEstablishedTimeout: 3600, TCPCloseTimeout: 10, UDPTimeout: 30, UDPStreamTimeout: 120})
+		TCPSynTimeout: 60, TCPEstablishedTimeout: 3600, TCPCloseTimeout: 10, UDPTimeout: 30, UDPStreamTimeout: 120}
+	if d.Config.ValueSize() == uint32(unsafe.Sizeof(config)) {
+		if err := d.WriteConfig(config); err != nil {
+			l.Fatal(err)
+		}
+	} else {
+		put(l, d.Config, uint32(0), config)
+	}
 	programFamily[layout.V4](l, d, d.V4)
 	programFamily[layout.V6](l, d, d.V6)
 }

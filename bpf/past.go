@@ -82,7 +82,7 @@ func finishRetiring(pinPath string) error {
 		if _, err := os.Lstat(filepath.Join(path, dir)); err == nil {
 			continue
 		}
-		if err := os.Rename(filepath.Join(pinPath, dir), filepath.Join(path, dir)); err != nil {
+		if err := os.Rename(filepath.Join(pinPath, dir), filepath.Join(path, dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("set %s aside: %w", dir, err)
 		}
 	}
@@ -94,6 +94,34 @@ func finishRetiring(pinPath string) error {
 		return fmt.Errorf("set pins aside: %w", err)
 	}
 	return nil
+}
+
+// reserved is the part of the source ports that only successors use.
+const reserved = 20
+
+// SNATPorts returns which of the source ports first to last the programs are to
+// use now. Two generations that run side by side do not know each other's
+// flows, so they must not give one port to two of them. Each leaves a twentieth
+// of the ports at one end of the range alone, in turns at the upper and the
+// lower end, and its successor begins with these.
+func (d *Dataplane) SNATPorts(first, last uint16) (uint16, uint16) {
+	d.configMu.Lock()
+	behind := d.behind
+	d.configMu.Unlock()
+	n := (uint32(last) - uint32(first) + 1) / reserved
+	if n == 0 {
+		return first, last
+	}
+	switch k := uint16(n); {
+	case d.turn == 0 && behind:
+		return first, first + k - 1
+	case d.turn == 0:
+		return first, last - k
+	case behind:
+		return last - k + 1, last
+	default:
+		return first + k, last
+	}
 }
 
 // openPast finds the past, if there is one.
@@ -157,6 +185,13 @@ func (d *Dataplane) doubtPast() error {
 // and writes down what will be pinned.
 func (d *Dataplane) changeLayouts() error {
 	dir := filepath.Join(d.opts.PinPath, "maps")
+	d.turn = readTurn(dir)
+	if _, err := os.Lstat(filepath.Join(dir, layoutsRecord)); err != nil {
+		if before := filepath.Join(pastPath(d.opts.PinPath), "maps"); exists(before) {
+			// An agent ended between setting pins aside and writing this record.
+			d.turn = 1 - readTurn(before)
+		}
+	}
 	if len(stages(d.opts.PinPath)) == 0 && d.layoutsAreOfObjects(dir) {
 		return nil
 	}
@@ -169,6 +204,7 @@ func (d *Dataplane) changeLayouts() error {
 		return err
 	}
 	if changed {
+		d.turn = 1 - d.turn
 		// The generation before the one that becomes the past has had its time.
 		if err := errors.Join(removePast(d.opts.PinPath), retire(d.opts.PinPath), makePinDirs(d.opts.PinPath)); err != nil {
 			return err
@@ -211,7 +247,7 @@ func (d *Dataplane) isShared(pin string) bool {
 // sharePast pins the maps that go on.
 func (d *Dataplane) sharePast() error {
 	entries, err := os.ReadDir(filepath.Join(d.past.path, "maps"))
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("list the maps of before: %w", err)
 	}
 	for _, e := range entries {
@@ -288,6 +324,11 @@ func removePast(pinPath string) error {
 	// The directory that tells of the past goes in one step; what is pinned in
 	// it is nothing that anybody looks for.
 	return errors.Join(append(errs, os.RemoveAll(path))...)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // elsewhere is the directory of the other generation's attachments.

@@ -86,6 +86,9 @@ func (d *Dataplane) Succeed() (Succession, error) {
 		return s, fmt.Errorf("remove what was before: %w", err)
 	}
 	d.past = nil
+	if err := d.setBehind(false); err != nil {
+		return s, err
+	}
 	s.Done, s.Waiting = true, nil
 	return s, nil
 }

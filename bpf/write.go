@@ -205,8 +205,19 @@ func (d *Dataplane) ReadCounters() (map[layout.CounterKey]layout.Counter, error)
 
 // WriteConfig writes the one element of config. The kernel copies it without a
 // lock, so a program may see some fields old and some new; fields that must
-// change together belong into a word of their own.
+// change together belong into a word of their own. [layout.ConfigBehind] is not
+// the caller's to set.
 func (d *Dataplane) WriteConfig(c layout.Config) error {
+	d.configMu.Lock()
+	defer d.configMu.Unlock()
+	return d.writeConfig(c)
+}
+
+func (d *Dataplane) writeConfig(c layout.Config) error {
+	c.Flags &^= layout.ConfigBehind
+	if d.behind {
+		c.Flags |= layout.ConfigBehind
+	}
 	if err := d.Config.Put(uint32(0), &c); err != nil {
 		return fmt.Errorf("write config: %w", err)
 	}
@@ -219,5 +230,21 @@ func (d *Dataplane) ReadConfig() (layout.Config, error) {
 	if err := d.Config.Lookup(uint32(0), &c); err != nil {
 		return c, fmt.Errorf("read config: %w", err)
 	}
+	c.Flags &^= layout.ConfigBehind
 	return c, nil
+}
+
+// setBehind tells the programs whether others run before them.
+func (d *Dataplane) setBehind(behind bool) error {
+	d.configMu.Lock()
+	defer d.configMu.Unlock()
+	d.behind = behind
+	var c layout.Config
+	if err := d.Config.Lookup(uint32(0), &c); err != nil {
+		return fmt.Errorf("read config: %w", err)
+	}
+	if (c.Flags&layout.ConfigBehind != 0) == behind {
+		return nil
+	}
+	return d.writeConfig(c)
 }

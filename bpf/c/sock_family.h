@@ -343,6 +343,8 @@ static __noinline __maybe_unused int FAM(sock_connect_to)(struct bpf_sock_addr *
 	    FAM(sock_remember_connect)(ctx, key, to))
 		return SOCK_TRANSLATE;
 
+	if (unlikely(cfg->flags & CONFIG_BEHIND))
+		return SOCK_LEAVE;
 	/* What an earlier connect left would speak for this address, too. */
 	FAM(connected_delete)(bpf_get_socket_cookie(ctx));
 	FAM(sock_forget)(ctx, key);
@@ -377,7 +379,8 @@ static __noinline __maybe_unused int FAM(sock_send_to)(struct bpf_sock_addr *ctx
 	}
 	fe = FAM(sock_frontend)(ctx, cfg, key);
 	if (!fe) {
-		FAM(sock_forget)(ctx, key);
+		if (likely(!(cfg->flags & CONFIG_BEHIND)))
+			FAM(sock_forget)(ctx, key);
 		return SOCK_LEAVE;
 	}
 	/* Packets are answered with a port unreachable. */

@@ -50,6 +50,9 @@ const (
 	ConfigFastPath ConfigFlags = 1 << iota
 	// ConfigEnabled lets the programs answer; cleared, every program passes.
 	ConfigEnabled
+	// ConfigBehind says that programs of an earlier generation run before these
+	// at every hook. The loader sets it.
+	ConfigBehind
 )
 
 // CtKind is enum ct_kind.
@@ -139,7 +142,7 @@ var (
 	frontendFlagNames = []string{"cluster-ip", "node-port", "external-ip", "load-balancer", "host-only"}
 	backendFlagNames  = []string{"local", "host-network"}
 	routeFlagNames    = []string{"pod", "node", "local"}
-	configFlagNames   = []string{"fast-path", "enabled"}
+	configFlagNames   = []string{"fast-path", "enabled", "behind"}
 	ctFlagNames       = []string{"orig-is-lo", "dnat", "snat", "cluster", "hairpin", "host-client"}
 	ctKindNames       = []string{"none", "record", "alias-frontend", "alias-backend"}
 	ctStateNames      = []string{"new", "replied", "established", "closing", "closed"}

@@ -34,7 +34,7 @@ var goNumbers = map[string]uint64{
 	"FRONTEND_HOST_ONLY": uint64(FrontendHostOnly),
 	"BACKEND_LOCAL":      uint64(BackendLocal), "BACKEND_HOST_NETWORK": uint64(BackendHostNetwork),
 	"ROUTE_POD": uint64(RoutePod), "ROUTE_NODE": uint64(RouteNode), "ROUTE_LOCAL": uint64(RouteLocal),
-	"CONFIG_FAST_PATH": uint64(ConfigFastPath), "CONFIG_ENABLED": uint64(ConfigEnabled),
+	"CONFIG_FAST_PATH": uint64(ConfigFastPath), "CONFIG_ENABLED": uint64(ConfigEnabled), "CONFIG_BEHIND": uint64(ConfigBehind),
 	"CT_RECORD": uint64(CtRecord), "CT_ALIAS_FRONTEND": uint64(CtAliasFrontend), "CT_ALIAS_BACKEND": uint64(CtAliasBackend),
 	"CT_ORIG": uint64(CtOrig), "CT_REPLY": uint64(CtReply),
 	"CT_NEW": uint64(CtNew), "CT_REPLIED": uint64(CtReplied), "CT_ESTABLISHED": uint64(CtEstablished),

@@ -44,6 +44,7 @@ func (a *agent) succeed(ctx context.Context) {
 			}
 			if s.Done {
 				a.setPast("")
+				a.applier.Refresh(ctx) //nolint:errcheck // all source ports are its own now, unless ctx has ended
 				return
 			}
 			if waiting := strings.Join(s.Waiting, ", "); waiting != told {

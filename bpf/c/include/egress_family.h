@@ -45,7 +45,7 @@ static __always_inline int FAM(egress)(struct __sk_buff *skb, const struct confi
 	if (unlikely(found && hit.dir == CT_ORIG && (hit.record->flags & CT_HOST_CLIENT))) {
 		bool over = p.proto == IPPROTO_TCP && tcp_opens(p.tcp_flags) && hit.record->state >= CT_CLOSING;
 		/* What egress_host sends on is finished: this goes to the backend directly. */
-		bool direct = p.proto == IPPROTO_UDP && hit.kind == CT_RECORD;
+		bool direct = p.proto == IPPROTO_UDP && hit.kind == CT_RECORD && !(cfg->flags & CONFIG_BEHIND);
 
 		if (over || direct) {
 			FAM(ct_forget)(hit.record);

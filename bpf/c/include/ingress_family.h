@@ -82,7 +82,7 @@ static __always_inline int FAM(ingress)(struct __sk_buff *skb, const struct conf
 		FAM(ct_forget)(hit.record);
 		found = false;
 	}
-	if (unlikely(p.proto == IPPROTO_UDP && found && FAM(ct_hit_bypasses)(&hit))) {
+	if (unlikely(p.proto == IPPROTO_UDP && found && FAM(ct_hit_bypasses)(&hit) && !(cfg->flags & CONFIG_BEHIND))) {
 		/*
 		 * Answers to it are answers to that flow too, and would come from
 		 * the service's address. What the client sends now is what it

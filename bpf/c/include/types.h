@@ -139,6 +139,12 @@ enum config_flags {
 	CONFIG_FAST_PATH = 1 << 0,
 	/* This dataplane's programs answer; cleared, every program passes. */
 	CONFIG_ENABLED = 1 << 1,
+	/*
+	 * Programs of an earlier generation run before these at every hook, and what
+	 * comes here may be their work: a packet or a call that goes to a backend
+	 * then does not say that the client means the backend itself.
+	 */
+	CONFIG_BEHIND = 1 << 2,
 };
 
 /* ids: numbers the agent gave out, by natural key; never reused while named. */

@@ -57,6 +57,8 @@ type Kernel interface {
 	Maps() ([]*agentv1.MapState, error)
 	// Capacities returns how many entries fit into each map, by name.
 	Capacities() map[string]uint64
+	// SNATPorts returns which of the source ports first to last may be used now.
+	SNATPorts(first, last uint16) (uint16, uint16)
 	// TableSizes returns how many entries fit into each table, by name.
 	TableSizes() map[string]uint32
 	// PrepareGrowth makes larger tables ready to take the place of those in use.
@@ -113,9 +115,10 @@ func (p *Plane) lookAtDevices() {
 // desiredConfig returns the settings that programs are to read.
 func (p *Plane) desiredConfig(current layout.Config) layout.Config {
 	self := p.cluster.nodes[p.options.Node]
+	first, last := p.kernel.SNATPorts(p.options.SNATPorts.First, p.options.SNATPorts.Last)
 	config := layout.Config{
-		SnatPortFirst:         p.options.SNATPorts.First,
-		SnatPortLast:          p.options.SNATPorts.Last,
+		SnatPortFirst:         first,
+		SnatPortLast:          last,
 		HostNetnsCookie:       p.options.HostNetnsCookie,
 		Flags:                 layout.ConfigEnabled,
 		TCPSynTimeout:         tcpSynTimeout,

@@ -363,6 +363,11 @@ func (s *System) PrepareGrowth(sizes map[string]uint32) (Growth, error) {
 	return g, nil
 }
 
+// SNATPorts implements Kernel.
+func (s *System) SNATPorts(first, last uint16) (uint16, uint16) {
+	return s.dataplane.SNATPorts(first, last)
+}
+
 // Past tells whether programs of a release with other layouts are being
 // succeeded, and which tables must be filled before that can go on.
 func (s *System) Past() (found bool, blank []string) { return s.dataplane.Past() }
