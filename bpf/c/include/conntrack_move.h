@@ -14,11 +14,15 @@
 #define CT_MOVE_REQUEST 16
 #define CT_MOVE_KEYS (CT_MOVE_REQUEST + sizeof(struct ct_move_request))
 
-/* What became of an entry. */
+/*
+ * What became of an entry. The values add up to the answer of a run, so that it is
+ * a sum of numbers unknown to the verifier: counting by comparisons, it would walk
+ * every combination of counts, which older kernels' verifiers do not end.
+ */
 enum ct_moved {
-	CT_MOVE_GONE,  /* ended, or nothing live */
-	CT_MOVE_DONE,
-	CT_MOVE_STAYS, /* no room for it yet */
+	CT_MOVE_GONE = 0, /* ended, or nothing live */
+	CT_MOVE_DONE = 1,
+	CT_MOVE_STAYS = 1 << 16, /* no room for it yet */
 };
 
 #define FAMILY 4

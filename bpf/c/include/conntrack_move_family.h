@@ -122,21 +122,17 @@ __noinline int FAM(ct_settle)(struct __sk_buff *skb, __u32 off, __u32 table, __u
 
 static __always_inline int FAM(ct_move)(struct __sk_buff *skb, const struct ct_move_request *request)
 {
-	__u32 done = 0, stays = 0;
+	__u32 moved = 0;
 	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 off = CT_MOVE_KEYS;
 
 	for (int i = 0; i < CT_MOVE_BATCH; i++, off += sizeof(struct FAM(ct_key))) {
-		int moved;
-
 		if (i >= request->keys)
 			break;
 		if (request->step == CT_MOVE_COPY)
-			moved = FAM(ct_copy)(skb, off, request->table, now);
+			moved += FAM(ct_copy)(skb, off, request->table, now);
 		else
-			moved = FAM(ct_settle)(skb, off, request->table, now);
-		done += moved == CT_MOVE_DONE;
-		stays += moved == CT_MOVE_STAYS;
+			moved += FAM(ct_settle)(skb, off, request->table, now);
 	}
-	return done | stays << 16;
+	return moved;
 }
