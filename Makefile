@@ -82,7 +82,7 @@ lint: setup-build tools ## Check formatting, go vet, staticcheck, buf, shellchec
 test: ## Run everything that CI tests, and print a table of it
 	@.ci/test
 
-.PHONY: test-unit test-bpf test-e2e test-kube test-deploy test-reliability test-kernels soak
+.PHONY: test-unit test-bpf test-e2e test-kube test-deploy test-reliability test-kernels record-instructions soak
 test-unit: $(TESTREPORT) ## Test what needs neither root nor a kernel feature
 	@{ go test -json $(TESTFLAGS) ./proto/... ./calc/... ./services/... ./agent/... ; \
 	(cd .ci/tools && GOWORK=off go test -json $(TESTFLAGS) ./testreport) ; } | $(TESTREPORT) stage unit
@@ -96,6 +96,8 @@ test-reliability: setup-run test-programs kube-binaries $(TESTREPORT) ## Test re
 	@go test -json -count 1 -p 1 -timeout 20m $(TESTFLAGS) ./test/reliability/... | $(TESTREPORT) stage reliability
 test-kernels: setup-run setup-guest guest-kernels test-programs $(TESTREPORT) ## Test on other kernels, each in a virtual machine
 	@go test -json -count 1 -p 1 -timeout 20m $(TESTFLAGS) ./test/kernels/... | $(TESTREPORT) stage kernels
+record-instructions: setup-run setup-guest guest-kernels build ## Record what the kernels' verifiers make of the programs now (root)
+	@MILLRACE_RECORD_INSTRUCTIONS=1 MILLRACE_KERNELS_RUN=preflight go test -count 1 -timeout 20m -run 'TestKernels|TestInstructionsHere' ./test/kernels
 soak: need-root setup-run test-programs kube-binaries $(TESTREPORT) ## The tests of test-reliability at full size (about an hour)
 	@MILLRACE_SOAK=1 go test -json -count 1 -p 1 -timeout 4h $(TESTFLAGS) ./test/reliability/... ./test/kube/e2e | $(TESTREPORT) stage soak
 test-deploy: $(TESTREPORT) ## Test the image builder

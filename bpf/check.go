@@ -39,8 +39,11 @@ func ProgramsPinned(pinPath string) bool {
 // Error is one line.
 func (e *MissingError) Error() string {
 	var parts []string
+	unknown := slices.ContainsFunc(e.Features, func(f Feature) bool { return errors.Is(f.Err, ebpf.ErrNotSupported) })
 	for _, f := range e.Features {
-		if errors.Is(f.Err, unix.EPERM) {
+		// What was forbidden could not be asked for. What the kernel does not know
+		// is the better answer, as no privilege mends it.
+		if !unknown && errors.Is(f.Err, unix.EPERM) {
 			return fmt.Sprintf("kernel %s: this process may not use BPF; it needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: %s: %s",
 				e.Kernel, f.Name, oneLine(f.Err))
 		}

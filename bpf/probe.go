@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -120,6 +121,10 @@ var requiredMaps = []ebpf.MapType{
 func Probe() []Feature { return slices.Clone(probe()) }
 
 var probe = sync.OnceValue(func() []Feature {
+	// Kernels before 5.11 charge BPF to this limit, and say that a program is not
+	// permitted when it is reached. Where it cannot be raised, Check still finds
+	// what the kernel does not know.
+	rlimit.RemoveMemlock() //nolint:errcheck // the probes tell
 	return []Feature{
 		{Name: "map types", Required: true, Err: haveMaps()},
 		{Name: "batches of map elements", Required: true, Err: haveBatches()},

@@ -108,6 +108,10 @@ func TestCheck(t *testing.T) {
 	if err := Check(list); !strings.Contains(err.Error(), "CAP_BPF") {
 		t.Errorf("without the right to ask: %v", err)
 	}
+	mixed := append(list[:2:2], Feature{Name: "newest", Required: true, Err: gone})
+	if err := Check(mixed); strings.Contains(err.Error(), "CAP_BPF") || !strings.Contains(err.Error(), "newest (bpf_new)") {
+		t.Errorf("not known and not permitted: %v", err)
+	}
 	if err := Check(list[:1]); err != nil {
 		t.Errorf("got %v", err)
 	}

@@ -63,7 +63,13 @@ func runKernel(t *testing.T, k kernel, programs string) {
 		t.Fatal(err)
 	}
 	for _, r := range outcome.Results {
-		t.Run(r.Run, func(t *testing.T) { replayRun(t, r) })
+		t.Run(r.Run, func(t *testing.T) {
+			if r.Run == preflightRun {
+				replayPreflight(t, k, r)
+			} else {
+				replayRun(t, r)
+			}
+		})
 	}
 	if outcome.Err != nil {
 		t.Errorf("%v; the console ends with:\n%s", outcome.Err, tail(outcome.Console, 60))
@@ -74,8 +80,8 @@ func runKernel(t *testing.T, k kernel, programs string) {
 			break
 		}
 	}
-	if len(outcome.Results) < len(k.runs) && outcome.Err == nil {
-		t.Errorf("%d of %d programs were run", len(outcome.Results), len(k.runs))
+	if len(outcome.Results) <= len(k.runs) && outcome.Err == nil {
+		t.Errorf("%d of %d programs were run", len(outcome.Results), len(k.runs)+1)
 	}
 }
 

@@ -32,6 +32,8 @@ type kernel struct {
 	series  string
 	modules []string
 	runs    []run
+	// refused: Millrace must not run on it.
+	refused bool
 }
 
 // Modules that the tests need and that Debian's kernels do not have built in.
@@ -50,15 +52,21 @@ var (
 	}
 )
 
+// refusal is what is run where Millrace must refuse to run.
+var refusal = []run{{pkg: "test/e2e", only: "^(TestPreflight|TestUnsuitableKernel|TestWithoutCapabilities)$"}}
+
 var kernels = []kernel{
+	{series: "5.10", modules: baseModules, runs: refusal, refused: true},
 	{series: "6.1", modules: baseModules, runs: everything},
 	{series: "6.12", modules: baseModules, runs: everything},
 }
 
-// chosen is the kernel with what MILLRACE_KERNELS_RUN asks for, PACKAGE or
-// PACKAGE:PATTERN, in place of its own runs: for work on one test.
+// chosen is the kernel with what MILLRACE_KERNELS_RUN asks for in place of its
+// own runs, for work on one test: PACKAGE, PACKAGE:PATTERN, or preflight alone.
 func (k kernel) chosen() kernel {
-	if only := os.Getenv("MILLRACE_KERNELS_RUN"); only != "" {
+	if only := os.Getenv("MILLRACE_KERNELS_RUN"); only == preflightRun {
+		k.runs = nil
+	} else if only != "" {
 		pkg, pattern, _ := strings.Cut(only, ":")
 		k.runs = []run{{pkg: pkg, only: pattern}}
 	}
@@ -69,7 +77,7 @@ func (k kernel) chosen() kernel {
 // programs. It returns their directory.
 func compile(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir := programDir(t)
 	for _, k := range kernels {
 		for _, r := range k.chosen().runs {
 			target := filepath.Join(dir, r.name()+".test")
@@ -80,6 +88,13 @@ func compile(t *testing.T) string {
 		}
 	}
 	goTool(t, "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "init"), module+"test/cmd/millrace-guest")
+	return dir
+}
+
+// programDir makes a directory with Millrace's programs.
+func programDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
 	for name, pkg := range programs {
 		if ready := os.Getenv("MILLRACE_BIN"); ready != "" {
 			if err := os.Symlink(filepath.Join(ready, name), filepath.Join(dir, name)); err != nil {
@@ -108,6 +123,10 @@ func goTool(t *testing.T, args ...string) {
 		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 }
+
+// preflightRun is the name of the run of preflight, the only one that is no
+// package of tests.
+const preflightRun = "preflight"
 
 // Places in the guest.
 const (
@@ -141,6 +160,9 @@ func (k kernel) image(target, kernelDir, programDir string) error {
 		a.Bytes(guest.ModuleDir+"/"+m.Name, 0o644, m.Content)
 		plan.Modules = append(plan.Modules, m.Name)
 	}
+	plan.Runs = append(plan.Runs, guest.Run{
+		Name: preflightRun, Path: guestBin + "/millrace-agent", Args: []string{"preflight", "-o", "json"}, Dir: "/tmp", Timeout: limit / 2,
+	})
 	for _, r := range k.runs {
 		// Tests are run where their data is, as the go command does.
 		dir := guestTests + "/" + r.name()
