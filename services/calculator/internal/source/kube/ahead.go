@@ -160,8 +160,10 @@ func (s *store) answer(ctx context.Context) {
 // store's own position.
 func (s *store) catchUp(ctx context.Context, q question) error {
 	from := s.reached()
-	if from == 0 || from >= q.want {
-		return nil // not even listed, or come right meanwhile
+	if from == 0 || from >= q.want || s.troubled() {
+		// Not even listed, or come right meanwhile; or without a watch, so that
+		// a list is due, before which it is unknown of what this is a position.
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -259,47 +261,6 @@ func (s *Source) epochCounter() uint64 {
 	defer s.mu.Unlock()
 	return s.counter
 }
-
-// latest returns the version that the API server's store is at, by a read that
-// no cache answers from what it happens to have.
-func (s *store) latest(ctx context.Context, k kind) (uint64, error) {
-	list, err := k.one(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + nobody})
-	if err != nil {
-		return 0, fmt.Errorf("asking for the version of %s: %w", k.plural, err)
-	}
-	accessor, err := meta.ListAccessor(list)
-	if err != nil {
-		return 0, fmt.Errorf("asking for the version of %s: %w", k.plural, err)
-	}
-	return parseVersion(accessor.GetResourceVersion())
-}
-
-// confirm demands that the API server is not at less than where a watch
-// begins: it would take it for a version yet to come, and leave out silently
-// whatever happens until then.
-func (s *store) confirm(ctx context.Context, version uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
-	defer cancel()
-	latest, err := s.latest(ctx, s.kind)
-	if err != nil {
-		return err
-	}
-	if latest < version {
-		return s.source.setBack(s.kind.plural, version, latest)
-	}
-	return nil
-}
-
-func (s *store) confirmText(ctx context.Context, from string) error {
-	version, err := parseVersion(from)
-	if err != nil {
-		return err
-	}
-	return s.confirm(ctx, version)
-}
-
-// confirmTimeout bounds confirm.
-const confirmTimeout = 10 * time.Second
 
 func versionOf(object any) (uint64, error) {
 	accessor, err := meta.Accessor(object)
