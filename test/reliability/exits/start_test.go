@@ -61,7 +61,9 @@ func (w *world) exitsAtStart(t *testing.T, r *rand.Rand, sum *tally, count int) 
 	w.apply(t, w.nextChange(t))
 	w.launch(t)
 	w.mustConverge(t, "counting the calls of a start")
-	for _, n := range sample(r, w.supervisor.Count(), count) {
+	calls := w.supervisor.Count()
+	t.Logf("a start with a change makes %d calls", calls)
+	for _, n := range sample(r, calls, count) {
 		w.kill(t)
 		before := w.now
 		w.apply(t, w.nextChange(t))
