@@ -67,7 +67,7 @@ func (c *Cluster) probeSocket(name string) string { return filepath.Join(c.Dir, 
 func waitSocket(process *Process, socket string) error {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	timeout := time.AfterFunc(20*time.Second, func() { cancel(context.DeadlineExceeded) })
+	timeout := time.AfterFunc(time.Minute, func() { cancel(context.DeadlineExceeded) })
 	defer timeout.Stop()
 	go func() { // No use in waiting for one that has ended.
 		select {

@@ -76,7 +76,7 @@ func TestReboot(t *testing.T) {
 // waitHeld waits until the agent holds that many services.
 func (w *world) waitHeld(t *testing.T, when string, want int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	err := errors.New("no answer")
 	for ctx.Err() == nil && err != nil {
@@ -125,7 +125,7 @@ func TestDamagedLog(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.launch(t)
-			err = w.wait(30*time.Second, func(ctx context.Context) error {
+			err = w.wait(time.Minute, func(ctx context.Context) error {
 				status, err := w.agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
 				if err != nil {
 					return err
@@ -154,7 +154,7 @@ func TestDamagedLog(t *testing.T) {
 // mustHave waits until the kernel is as the model says, whatever problems there are.
 func (w *world) mustHave(t *testing.T) {
 	t.Helper()
-	err := w.wait(30*time.Second, func(ctx context.Context) error {
+	err := w.wait(time.Minute, func(ctx context.Context) error {
 		status, err := w.agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
 		if err != nil {
 			return err

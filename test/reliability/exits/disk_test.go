@@ -80,7 +80,7 @@ func (w *world) fill(t *testing.T) (free func()) {
 // the calculator and the metrics tell of a problem with that text.
 func (w *world) waitProblem(t *testing.T, when, text string) {
 	t.Helper()
-	err := w.wait(30*time.Second, func(ctx context.Context) error { return w.told(ctx, text) })
+	err := w.wait(time.Minute, func(ctx context.Context) error { return w.told(ctx, text) })
 	if err != nil {
 		t.Fatalf("%s: %v", when, err)
 	}
@@ -232,7 +232,7 @@ func (w *world) withoutCalculator(t *testing.T, when string) {
 		t.Fatal(err)
 	}
 	w.restart(t)
-	err := w.wait(30*time.Second, func(ctx context.Context) error {
+	err := w.wait(time.Minute, func(ctx context.Context) error {
 		if err := w.metric("millrace_agent_in_sync 0"); err != nil {
 			return err
 		}

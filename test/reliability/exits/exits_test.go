@@ -178,7 +178,7 @@ func (w *world) fromLog(t *testing.T, sum *tally, at string, before model) bool 
 		t.Fatal(err)
 	}
 	w.launch(t)
-	err = testbed.Within(30*time.Second, func() error {
+	err = testbed.Within(time.Minute, func() error {
 		if err := w.metric("millrace_agent_in_sync 0"); err != nil {
 			return err
 		}

@@ -165,7 +165,7 @@ func (w *world) changeOther(t *testing.T, before model) {
 // waitRefusal waits until status, calculator and metrics tell of the refusal.
 func (w *world) waitRefusal(t *testing.T, c refusal, when string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	err := testbed.Eventually(ctx, func() error {
 		if err := w.agent.Process.Running(); err != nil {
