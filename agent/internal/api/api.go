@@ -43,6 +43,7 @@ const domain = "millrace.agent.v1"
 // Applier is what the API needs of the applier.
 type Applier interface {
 	Status() applier.Status
+	Between(ctx context.Context, f func()) error
 	Repair(ctx context.Context, f func(dataplane.Result) dataplane.Result) error
 }
 
@@ -211,7 +212,8 @@ func (s *Server) GrowMap(ctx context.Context, r *agentv1.GrowMapRequest) (*agent
 
 // DiffDesired implements AgentService.
 func (s *Server) DiffDesired(_ *agentv1.DiffDesiredRequest, out grpc.ServerStreamingServer[agentv1.DiffDesiredResponse]) error {
-	return kernelError(s.Dataplane.Diff(out.Send))
+	between := func(f func()) error { return s.Applier.Between(out.Context(), f) }
+	return kernelError(s.Dataplane.Diff(between, out.Send))
 }
 
 // Repair implements AgentService.

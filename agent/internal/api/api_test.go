@@ -70,7 +70,7 @@ func (p *plane) GrowMap(_ context.Context, name string, _ uint32) (uint32, error
 	}[name]
 }
 
-func (p *plane) Diff(visit func(*agentv1.DiffDesiredResponse) error) error {
+func (p *plane) Diff(_ func(func()) error, visit func(*agentv1.DiffDesiredResponse) error) error {
 	return visit(&agentv1.DiffDesiredResponse{Object: "config"})
 }
 
@@ -82,6 +82,11 @@ type fakes struct{ after dataplane.Result }
 
 func (f *fakes) Status() applier.Status {
 	return applier.Status{Programmed: 4, ErrorCount: 150, Errors: make([]*dataplanev1.ResourceError, 100), LastLatency: time.Second}
+}
+
+func (f *fakes) Between(_ context.Context, do func()) error {
+	do()
+	return nil
 }
 
 func (f *fakes) Repair(_ context.Context, do func(dataplane.Result) dataplane.Result) error {

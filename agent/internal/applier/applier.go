@@ -217,6 +217,12 @@ func (a *Applier) Refresh(ctx context.Context) error {
 	})
 }
 
+// Between runs f between two changes, when the kernel is what the store says as
+// far as it can be.
+func (a *Applier) Between(ctx context.Context, f func()) error {
+	return a.call(ctx, func(context.Context) { f() })
+}
+
 // Repair removes differences between the store and the kernel.
 func (a *Applier) Repair(ctx context.Context, f func(dataplane.Result) dataplane.Result) error {
 	return a.call(ctx, func(context.Context) {

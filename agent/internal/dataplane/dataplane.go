@@ -60,8 +60,10 @@ type Dataplane interface {
 	// goes on, and returns how many fitted before. Errors: ErrNoMap, ErrFixedSize,
 	// ErrNotLarger, ErrMoving, or the kernel's.
 	GrowMap(ctx context.Context, name string, entries uint32) (before uint32, err error)
-	// Diff calls visit with each difference between the store and the kernel.
-	Diff(visit func(*agentv1.DiffDesiredResponse) error) error
+	// Diff calls visit with each difference between the store and the kernel. It
+	// runs beside changes, and what must not by between, which runs a function
+	// between two of them.
+	Diff(between func(func()) error, visit func(*agentv1.DiffDesiredResponse) error) error
 	// Repair removes the differences and tells how many are no more, and what
 	// remains.
 	Repair(ctx context.Context) (repaired int, remaining []*agentv1.DiffDesiredResponse, result Result, err error)

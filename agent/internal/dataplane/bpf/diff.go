@@ -22,11 +22,27 @@ import (
 )
 
 // Diff implements dataplane.Dataplane. Both sides are read anew: what should be
-// from the store, what is from the kernel.
-func (p *Plane) Diff(visit func(*agentv1.DiffDesiredResponse) error) error {
-	p.mu.Lock()
-	list, err := p.diff()
-	p.mu.Unlock()
+// from the store, what is from the kernel. With thousands of services that takes
+// long, so it is done piece by piece and changes go on in between; what differs
+// then is looked at again between two changes.
+func (p *Plane) Diff(between func(func()) error, visit func(*agentv1.DiffDesiredResponse) error) error {
+	suspects, err := p.suspects()
+	if err != nil {
+		return err
+	}
+	var list []*agentv1.DiffDesiredResponse
+	look := func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		list, err = p.diffSome(suspects)
+	}
+	if len(suspects) > 0 {
+		if failed := between(look); failed != nil {
+			return failed
+		}
+	} else {
+		look()
+	}
 	if err != nil {
 		return err
 	}
@@ -38,10 +54,77 @@ func (p *Plane) Diff(visit func(*agentv1.DiffDesiredResponse) error) error {
 	return nil
 }
 
-func (p *Plane) diff() ([]*agentv1.DiffDesiredResponse, error) {
+// Pieces are so large that one holds up a change for about a millisecond.
+const (
+	servicesAPiece  = 32
+	frontendsAPiece = 128
+)
+
+// locked runs f for pieces of a list, and lets changes go on in between.
+func locked[E any](p *Plane, list []E, size int, f func(E) error) error {
+	for piece := range slices.Chunk(list, size) {
+		err := func() error {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			for _, e := range piece {
+				if err := f(e); err != nil {
+					return err
+				}
+			}
+			return nil
+		}()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// suspects returns the frontends that are not as they should be, or were not
+// when they were looked at, with the services that want them.
+func (p *Plane) suspects() (map[tables.FrontendKey]string, error) {
+	desired := map[tables.FrontendKey]desiredFrontend{}
+	err := locked(p, p.store.Keys(dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE), servicesAPiece, func(key string) error {
+		p.desiredOf(key, desired)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	actual := map[tables.FrontendKey]tables.Frontend{}
+	err = locked(p, tables.Families[:], 1, func(f tables.Family) error {
+		return p.tables.ReadFrontends(f, func(e tables.FrontendEntry) { actual[e.Key] = e.Value })
+	})
+	if err != nil {
+		return nil, err
+	}
+	keys := make([]tables.FrontendKey, 0, len(desired))
+	for key := range desired {
+		keys = append(keys, key)
+	}
+	suspects := map[tables.FrontendKey]string{}
+	for key := range actual {
+		if _, wanted := desired[key]; !wanted {
+			suspects[key] = ""
+		}
+	}
+	err = locked(p, keys, frontendsAPiece, func(key tables.FrontendKey) error {
+		have, exists := actual[key]
+		d, err := p.compare(key, desired[key], true, have, exists)
+		if d != nil {
+			suspects[key] = desired[key].service
+		}
+		return err
+	})
+	return suspects, err
+}
+
+// diffSome returns all differences; of frontends only those of suspects.
+func (p *Plane) diffSome(suspects map[tables.FrontendKey]string) ([]*agentv1.DiffDesiredResponse, error) {
 	var list []*agentv1.DiffDesiredResponse
 	for _, part := range []func() ([]*agentv1.DiffDesiredResponse, error){
-		p.diffServices, p.diffRoutes, p.diffConfig, p.diffAttachments,
+		func() ([]*agentv1.DiffDesiredResponse, error) { return p.diffSuspects(suspects) },
+		p.diffRoutes, p.diffConfig, p.diffAttachments,
 	} {
 		some, err := part()
 		if err != nil {
@@ -52,36 +135,99 @@ func (p *Plane) diff() ([]*agentv1.DiffDesiredResponse, error) {
 	return list, nil
 }
 
+// diffSuspects compares frontends, without a look at services that have nothing
+// to do with them.
+func (p *Plane) diffSuspects(suspects map[tables.FrontendKey]string) ([]*agentv1.DiffDesiredResponse, error) {
+	if len(suspects) == 0 {
+		return nil, nil
+	}
+	desired := map[tables.FrontendKey]desiredFrontend{}
+	looked := map[string]struct{}{}
+	for key, wanting := range suspects {
+		holder, _ := p.services.Holder(key)
+		for _, service := range []string{wanting, holder} {
+			if _, done := looked[service]; !done && service != "" {
+				looked[service] = struct{}{}
+				p.desiredOf(service, desired)
+			}
+		}
+	}
+	return p.diffServices(desired, func(key tables.FrontendKey) bool {
+		_, is := suspects[key]
+		return is
+	})
+}
+
+// diff returns all differences.
+func (p *Plane) diff() ([]*agentv1.DiffDesiredResponse, error) {
+	list, err := p.diffServices(p.desiredFrontends(), func(tables.FrontendKey) bool { return true })
+	if err != nil {
+		return nil, err
+	}
+	rest, err := p.diffSome(nil)
+	return append(list, rest...), err
+}
+
 // desiredFrontend is a frontend as the store says it should be.
 type desiredFrontend struct {
 	value    tables.Frontend // without a place
 	backends []tables.Backend
+	service  string
 }
 
-// desiredFrontends computes all frontends from the store. A frontend that two
-// services want is the one's that holds it.
+// desiredFrontends computes all frontends from the store.
 func (p *Plane) desiredFrontends() map[tables.FrontendKey]desiredFrontend {
 	desired := map[tables.FrontendKey]desiredFrontend{}
 	for _, key := range p.store.Keys(dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE) {
-		ports, _ := p.desire(key)
-		for _, port := range ports {
-			id, _ := p.ids.Get(services.IDKey(key, port.Name, port.Proto))
-			for _, c := range port.Claims {
-				if holder, held := p.services.Holder(c.Key); held && holder != key {
-					continue
-				}
-				desired[c.Key] = desiredFrontend{
-					value:    tables.Frontend{ServiceID: id, Flags: uint32(c.Flags)},
-					backends: port.Backends[c.Key.Family],
-				}
-			}
-		}
+		p.desiredOf(key, desired)
 	}
 	return desired
 }
 
-func (p *Plane) diffServices() ([]*agentv1.DiffDesiredResponse, error) {
-	desired := p.desiredFrontends()
+// desiredOf adds the frontends of a service. One that two services want is the
+// one's that holds it.
+func (p *Plane) desiredOf(service string, desired map[tables.FrontendKey]desiredFrontend) {
+	ports, _ := p.desire(service)
+	for _, port := range ports {
+		id, _ := p.ids.Get(services.IDKey(service, port.Name, port.Proto))
+		for _, c := range port.Claims {
+			if holder, held := p.services.Holder(c.Key); held && holder != service {
+				continue
+			}
+			desired[c.Key] = desiredFrontend{
+				value:    tables.Frontend{ServiceID: id, Flags: uint32(c.Flags)},
+				backends: port.Backends[c.Key.Family],
+				service:  service,
+			}
+		}
+	}
+}
+
+// compare describes the difference of a frontend; nil if there is none.
+func (p *Plane) compare(key tables.FrontendKey, want desiredFrontend, wanted bool, have tables.Frontend, exists bool) (*agentv1.DiffDesiredResponse, error) {
+	f := key.Family
+	d := &agentv1.DiffDesiredResponse{Object: "frontends_" + f.String(), Key: key.String()}
+	if wanted {
+		d.Desired = describeFrontend(want.value, f, want.backends)
+	}
+	if exists {
+		backends, err := p.readBackends(tables.FrontendEntry{Key: key, Value: have})
+		if err != nil {
+			return nil, err
+		}
+		d.Actual = describeFrontend(have, f, backends)
+		if len(backends) != int(have.Count) {
+			d.Actual += fmt.Sprintf(" [%d,%d) is outside of the map", have.First, have.First+have.Count)
+		}
+	}
+	if d.Desired == d.Actual {
+		return nil, nil
+	}
+	return d, nil
+}
+
+// diffServices compares the selected frontends with what is desired of them.
+func (p *Plane) diffServices(desired map[tables.FrontendKey]desiredFrontend, selected func(tables.FrontendKey) bool) ([]*agentv1.DiffDesiredResponse, error) {
 	var list []*agentv1.DiffDesiredResponse
 	for _, f := range tables.Families {
 		actual := map[tables.FrontendKey]tables.Frontend{}
@@ -98,24 +244,15 @@ func (p *Plane) diffServices() ([]*agentv1.DiffDesiredResponse, error) {
 				keys[key] = struct{}{}
 			}
 		}
+		maps.DeleteFunc(keys, func(key tables.FrontendKey, _ struct{}) bool { return !selected(key) })
 		for _, key := range slices.SortedFunc(maps.Keys(keys), services.CompareKeys) {
-			d := &agentv1.DiffDesiredResponse{Object: "frontends_" + f.String(), Key: key.String()}
 			want, wanted := desired[key]
 			have, exists := actual[key]
-			if wanted {
-				d.Desired = describeFrontend(want.value, f, want.backends)
+			d, err := p.compare(key, want, wanted, have, exists)
+			if err != nil {
+				return nil, err
 			}
-			if exists {
-				backends, err := p.readBackends(tables.FrontendEntry{Key: key, Value: have})
-				if err != nil {
-					return nil, err
-				}
-				d.Actual = describeFrontend(have, f, backends)
-				if len(backends) != int(have.Count) {
-					d.Actual += fmt.Sprintf(" [%d,%d) is outside of the map", have.First, have.First+have.Count)
-				}
-			}
-			if d.Desired != d.Actual {
+			if d != nil {
 				list = append(list, d)
 			}
 		}

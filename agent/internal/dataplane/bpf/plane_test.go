@@ -226,7 +226,8 @@ func (n *testNode) frontends() []string {
 func (n *testNode) diff() []string {
 	n.Helper()
 	var list []string
-	if err := n.plane.Diff(func(d *agentv1.DiffDesiredResponse) error {
+	at := func(f func()) error { f(); return nil }
+	if err := n.plane.Diff(at, func(d *agentv1.DiffDesiredResponse) error {
 		list = append(list, d.GetObject()+" "+d.GetKey())
 		return nil
 	}); err != nil {
