@@ -100,57 +100,106 @@ const (
 	unconfirm
 )
 
+// scanned is what a scan did.
+type scanned struct {
+	seen    int  // entries
+	removed int  // entries, or records that were changed
+	flows   int  // of them, those that the scan's judge named
+	end     bool // of the map
+}
+
 // scan reads a map from the cursor on, at most budget entries or all if budget
-// is 0, and acts on what judge says. It reports the end of the map.
+// is 0, and acts on what judge says.
 func scan[A layout.IP](t *Table, m *ebpf.Map, cursor *ebpf.MapBatchCursor, budget int,
 	judge func(*layout.CtKey[A], *layout.CtEntry[A]) verdict,
-) (seen, removed int, end bool, err error) {
+) (scanned, error) {
+	var s scanned
 	keys := make([]layout.CtKey[A], batchSize)
 	entries := make([]layout.CtEntry[A], batchSize)
-	for budget <= 0 || seen < budget {
+	for budget <= 0 || s.seen < budget {
 		n, err := m.BatchLookup(cursor, keys, entries, nil)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return seen, removed, true, fmt.Errorf("read conntrack: %w", err)
+			return s, fmt.Errorf("read conntrack: %w", err)
 		}
 		for i := range n {
 			switch judge(&keys[i], &entries[i]) {
 			case keep:
 			case remove:
-				gone, err := removeIf(t, m, &keys[i], judge)
+				removed, err := removeIf(t, m, &keys[i], judge)
+				s.removed += removed
+				s.flows += min(removed, 1)
 				if err != nil {
-					return seen, removed, true, err
-				}
-				if gone {
-					removed++
+					return s, err
 				}
 			case unconfirm:
 				if err := clearDevices(t, m, &keys[i], judge); err != nil {
-					return seen, removed, true, err
+					return s, err
 				}
-				removed++
+				s.removed++
+				s.flows++
 			}
 		}
-		seen += n
+		s.seen += n
 		if err != nil {
-			return seen, removed, true, nil
+			s.end = true
+			return s, nil
 		}
 	}
-	return seen, removed, false, nil
+	return s, nil
 }
 
-// removeIf removes an entry unless a program has replaced it meanwhile.
+// removeIf removes an entry, and with a record the aliases that stand beside it,
+// unless a program has replaced it meanwhile. It returns how many it removed.
 func removeIf[A layout.IP](t *Table, m *ebpf.Map, key *layout.CtKey[A],
 	judge func(*layout.CtKey[A], *layout.CtEntry[A]) verdict,
-) (bool, error) {
+) (int, error) {
 	t.writing.Lock()
 	defer t.writing.Unlock()
-	var entry layout.CtEntry[A]
-	err := m.Lookup(key, &entry)
-	if err == nil && judge(key, &entry) != remove {
+	var record layout.CtEntry[A]
+	gone, err := removeLocked(m, key, &record, judge)
+	if !gone || err != nil || record.Kind != layout.CtRecord {
+		return btoi(gone), err
+	}
+	stack := layout.AddrPort(record.ClientAddr, record.StackPort)
+	frontend, _, _ := layout.NewCtKey[A](record.Client(), record.Frontend(), record.Main.Proto)
+	backend, _, _ := layout.NewCtKey[A](stack, record.Backend(), record.Main.Proto)
+	n := 1
+	for _, alias := range []layout.CtKey[A]{frontend, backend} {
+		if alias == record.Main {
+			continue
+		}
+		var e layout.CtEntry[A]
+		gone, err := removeLocked(m, &alias, &e, func(_ *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
+			if e.Kind != layout.CtRecord && e.Nonce == record.Nonce {
+				return remove
+			}
+			return keep
+		})
+		n += btoi(gone)
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// removeLocked removes an entry, which it returns, unless it is another by now.
+func removeLocked[A layout.IP](m *ebpf.Map, key *layout.CtKey[A], entry *layout.CtEntry[A],
+	judge func(*layout.CtKey[A], *layout.CtEntry[A]) verdict,
+) (bool, error) {
+	err := m.Lookup(key, entry)
+	if err == nil && judge(key, entry) != remove {
 		return false, nil
 	}
 	if err == nil {
-		err = m.LookupAndDelete(key, &entry)
+		err = m.LookupAndDelete(key, entry)
 	}
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return false, nil
@@ -158,12 +207,12 @@ func removeIf[A layout.IP](t *Table, m *ebpf.Map, key *layout.CtKey[A],
 	if err != nil {
 		return false, fmt.Errorf("remove from conntrack: %w", err)
 	}
-	if judge(key, &entry) == remove {
+	if judge(key, entry) == remove {
 		return true, nil
 	}
 	// Replaced between the two calls: put the new one back, unless it has been
 	// made anew already.
-	if err := m.Update(key, &entry, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+	if err := m.Update(key, entry, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 		return false, fmt.Errorf("restore to conntrack: %w", err)
 	}
 	return false, nil
@@ -232,8 +281,8 @@ func each[A layout.IP](t *Table, family int, judge func(*layout.CtKey[A], *layou
 		maps := t.maps(family)
 		for _, m := range maps.all() {
 			var cursor ebpf.MapBatchCursor
-			_, removed, _, err := scan(t, m, &cursor, 0, judge)
-			total += removed
+			s, err := scan(t, m, &cursor, 0, judge)
+			total += s.flows
 			if err != nil {
 				return total, err
 			}
@@ -259,7 +308,7 @@ func list[A layout.IP](t *Table, family int, visit func(Flow) error) error {
 		established := m == maps.Established || m == maps.EstablishedDraining
 		var failed error
 		var cursor ebpf.MapBatchCursor
-		_, _, _, err := scan(t, m, &cursor, 0, func(k *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
+		_, err := scan(t, m, &cursor, 0, func(k *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
 			if failed == nil && e.Kind == layout.CtRecord && e.Expires > now {
 				failed = visit(Flow{
 					Family: family, Proto: k.Proto, Client: e.Client(), Frontend: e.Frontend(), Backend: e.Backend(),

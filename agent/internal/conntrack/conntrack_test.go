@@ -17,12 +17,12 @@ import (
 	"github.com/millrace-project/millrace/bpf/layout"
 )
 
-func create(t *testing.T, name string, key, value uint32, kind ebpf.MapType) *ebpf.Map {
+func create(t testing.TB, name string, key, value, entries uint32, kind ebpf.MapType) *ebpf.Map {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it creates BPF maps")
 	}
-	spec := &ebpf.MapSpec{Name: name, Type: kind, KeySize: key, ValueSize: value, MaxEntries: 20000}
+	spec := &ebpf.MapSpec{Name: name, Type: kind, KeySize: key, ValueSize: value, MaxEntries: entries}
 	if kind == ebpf.Hash {
 		spec.Flags = unix.BPF_F_NO_PREALLOC
 	}
@@ -38,9 +38,9 @@ func newTable(t *testing.T) *Table {
 	t.Helper()
 	family := func(f string, key, value uint32) Maps {
 		return Maps{
-			Established:         create(t, "established_"+f, key, value, ebpf.Hash),
-			Embryonic:           create(t, "embryonic_"+f, key, value, ebpf.LRUHash),
-			EstablishedDraining: create(t, "drain_"+f, key, value, ebpf.Hash),
+			Established:         create(t, "established_"+f, key, value, 20000, ebpf.Hash),
+			Embryonic:           create(t, "embryonic_"+f, key, value, 20000, ebpf.LRUHash),
+			EstablishedDraining: create(t, "drain_"+f, key, value, 20000, ebpf.Hash),
 		}
 	}
 	maps := map[int]Maps{

@@ -30,6 +30,22 @@ const (
 // takes no longer than passTime.
 func budgetFor(n int) int { return max(minBudget, n/int(passTime/tick)+1) }
 
+const (
+	// perTurn is how many entries there are before aliases are looked at in turns
+	// only, and maxTurns how many passes until all were. Whether an alias's record
+	// is there costs more than all else about an entry. Most aliases go with
+	// their record; only those of which programs removed the record wait.
+	perTurn  = 1 << 18
+	maxTurns = 8
+)
+
+func turnsFor(n int) int { return min(1+n/perTurn, maxTurns) }
+
+// turnOf spreads aliases over turns.
+func turnOf[A layout.IP](k *layout.CtKey[A], turns int) int {
+	return (int(k.LoPort[0]) + int(k.LoPort[1]) + int(k.HiPort[0]) + int(k.HiPort[1])) % turns
+}
+
 // Observer learns what a pass over the tables found.
 type Observer struct {
 	// Begin is called before a pass with nothing; it returns the numbers of
@@ -63,10 +79,10 @@ type PassStats struct {
 // stage is the sweeping of one map.
 type stage struct {
 	name string
-	step func(cursor *ebpf.MapBatchCursor, budget int, named func(uint32)) (seen, removed int, end bool, err error)
+	step func(cursor *ebpf.MapBatchCursor, budget int, named func(uint32)) (scanned, error)
 }
 
-func stagesOf[A layout.IP](t *Table, maps Maps, family string) []stage {
+func stagesOf[A layout.IP](t *Table, maps Maps, family string, turn, turns int) []stage {
 	names := map[*ebpf.Map]string{
 		maps.Established: "established_" + family, maps.Embryonic: "embryonic_" + family,
 	}
@@ -79,8 +95,11 @@ func stagesOf[A layout.IP](t *Table, maps Maps, family string) []stage {
 	var stages []stage
 	for _, m := range maps.all() {
 		judge := stale[A](&maps, coarse)
-		stages = append(stages, stage{names[m], func(cursor *ebpf.MapBatchCursor, budget int, named func(uint32)) (int, int, bool, error) {
+		stages = append(stages, stage{names[m], func(cursor *ebpf.MapBatchCursor, budget int, named func(uint32)) (scanned, error) {
 			return scan(t, m, cursor, budget, func(k *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
+				if e.Kind != layout.CtRecord && turnOf(k, turns) != turn {
+					return keep
+				}
 				v := judge(k, e)
 				if v == keep && e.Kind == layout.CtRecord {
 					named(e.ServiceID)
@@ -96,6 +115,8 @@ func stagesOf[A layout.IP](t *Table, maps Maps, family string) []stage {
 type Sweeper struct {
 	table    *Table
 	observer Observer
+
+	passes int
 
 	mu   sync.Mutex
 	last PassStats
@@ -150,7 +171,10 @@ func (s *Sweeper) pass(wait func() bool) error {
 	left := budget
 	v4, v6 := s.table.maps(4), s.table.maps(6)
 	draining := v4.draining() || v6.draining()
-	stages := append(stagesOf[layout.V4](s.table, v4, "v4"), stagesOf[layout.V6](s.table, v6, "v6")...)
+	turns := turnsFor(s.Last().Seen)
+	turn := s.passes % turns
+	s.passes++
+	stages := append(stagesOf[layout.V4](s.table, v4, "v4", turn, turns), stagesOf[layout.V6](s.table, v6, "v6", turn, turns)...)
 	for _, st := range stages {
 		var cursor ebpf.MapBatchCursor
 		for end := false; !end; {
@@ -162,15 +186,16 @@ func (s *Sweeper) pass(wait func() bool) error {
 				budget = max(budget, budgetFor(stats.Seen))
 				left = budget
 			}
-			seen, removed, last, err := st.step(&cursor, left, named)
+			done, err := st.step(&cursor, left, named)
 			if err != nil {
 				return fmt.Errorf("sweep %s: %w", st.name, err)
 			}
-			left -= max(seen, 1)
-			stats.Seen += seen
-			stats.Entries[st.name] += seen - removed
-			stats.Removed += removed
-			end = last
+			left -= max(done.seen, 1)
+			stats.Seen += done.seen
+			// Some were removed with others before they were seen.
+			stats.Entries[st.name] = max(stats.Entries[st.name]+done.seen-done.removed, 0)
+			stats.Removed += done.removed
+			end = done.end
 		}
 	}
 	exchanged := s.table.growths.Load() != began
