@@ -21,8 +21,8 @@ const (
 	// pause is the time between the starts of two passes.
 	pause = 5 * time.Second
 	// passTime is how long a pass over large maps may take: the entries of a tick
-	// grow with the maps, for what is over but not swept takes room. A pass over
-	// four million entries then takes a fifth of a core.
+	// grow with the maps, for what is over but not swept takes room. Passes over
+	// four million entries then take not quite half a core.
 	passTime = 10 * time.Second
 )
 
