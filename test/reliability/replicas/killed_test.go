@@ -37,8 +37,9 @@ func (c *changer) run(ctx context.Context) error {
 }
 
 func (c *changer) change() error {
-	// A change that was begun is finished, so that it is known.
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	// A change that was begun is finished, so that it is known; the API server of
+	// a busy machine may take its time.
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	n := c.random.IntN(changedServices)
 	name := fmt.Sprint("changing-", n)
