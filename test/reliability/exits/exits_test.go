@@ -117,7 +117,7 @@ func (w *world) exitAt(t *testing.T, sum *tally, name string, n int, change func
 	sum.changes++
 	w.supervisor.KillBefore(n)
 	change()
-	err := w.converge(30 * time.Second)
+	err := w.converge(time.Minute)
 	if err == nil {
 		sum.length[name] = w.supervisor.Count() + 1
 		w.supervisor.Set(nil)

@@ -56,7 +56,7 @@ func (w *world) exitOfRewriting(t *testing.T, sum *tally, at string) {
 	t.Helper()
 	select {
 	case <-w.agent.Process.Done():
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("%s: nothing happened", at)
 	}
 	call := w.supervisor.Killed()

@@ -36,7 +36,7 @@ func sample(r *rand.Rand, all, count int) []int {
 // instead.
 func (w *world) died(t *testing.T, when string) bool {
 	t.Helper()
-	err := w.converge(30 * time.Second)
+	err := w.converge(time.Minute)
 	if err != nil && (!errors.Is(err, errDied) || w.supervisor.Killed() == nil) {
 		t.Fatalf("%s: %v", when, err)
 	}

@@ -241,7 +241,7 @@ func (w *world) noDiff(ctx context.Context) error {
 
 func (w *world) mustConverge(t *testing.T, when string) {
 	t.Helper()
-	if err := w.converge(30 * time.Second); err != nil {
+	if err := w.converge(time.Minute); err != nil {
 		t.Fatalf("%s: %v", when, err)
 	}
 }
