@@ -29,6 +29,9 @@ type Options struct {
 	// Masquerade makes each node translate what its pods send out of the
 	// cluster, by nft rules such as CNI plugins install.
 	Masquerade bool
+	// Uplink of nodes, and PodDevice of pods: veth pairs if empty.
+	Uplink    Uplink
+	PodDevice PodDevice
 	// AgentArgs are added to the command lines of a Stack's agents.
 	AgentArgs []string
 }
@@ -184,12 +187,12 @@ func (c *Cluster) build() error {
 		return fmt.Errorf("switch: %w", err)
 	}
 	for _, host := range []*Host{c.Control, c.Client} {
-		if err := c.buildHost(host); err != nil {
+		if err := c.buildHost(host, UplinkVeth); err != nil {
 			return fmt.Errorf("%s: %w", host.Name, err)
 		}
 	}
 	for _, node := range c.Nodes {
-		if err := c.buildHost(&node.Host, nodeSysctls...); err != nil {
+		if err := c.buildHost(&node.Host, c.Options.Uplink, nodeSysctls...); err != nil {
 			return fmt.Errorf("%s: %w", node.Name, err)
 		}
 		for _, pod := range node.Pods {

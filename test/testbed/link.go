@@ -133,38 +133,21 @@ func (c *Cluster) buildSwitch() error {
 }
 
 // buildHost makes a host with eth0 on the switch.
-func (c *Cluster) buildHost(host *Host, extra ...sysctl) error {
+func (c *Cluster) buildHost(host *Host, uplink Uplink, extra ...sysctl) error {
 	if err := createNetNS(host.NetNS); err != nil {
 		return err
 	}
-	port := "p-" + host.Name
 	err := host.Do(func() error {
 		if err := applySysctls(append(baseSysctls(c.Options.CongestionControl), extra...)); err != nil {
 			return err
 		}
-		if _, err := linkUp("lo"); err != nil {
-			return err
-		}
-		return addVeth("eth0", port, c.Switch.NetNS, c.Options.MTU)
+		_, err := linkUp("lo")
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	err = c.Switch.Do(func() error {
-		bridge, err := netlink.LinkByName(bridgeName)
-		if err != nil {
-			return err
-		}
-		link, err := linkUp(port)
-		if err != nil {
-			return err
-		}
-		if err := netlink.LinkSetMaster(link, bridge); err != nil {
-			return fmt.Errorf("plug %s into the switch: %w", port, err)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := c.plug(host, uplink); err != nil {
 		return err
 	}
 	return host.Do(func() error {
@@ -190,7 +173,7 @@ func (c *Cluster) buildPod(node *Node, pod *Pod) error {
 		return err
 	}
 	err := node.Do(func() error {
-		if err := addVeth(pod.Device, "eth0", pod.NetNS, c.Options.MTU); err != nil {
+		if err := addPair(c.Options.PodDevice, pod.Device, "eth0", pod.NetNS, c.Options.MTU); err != nil {
 			return err
 		}
 		if err := applySysctls(podDeviceSysctls(pod.Device)); err != nil {
