@@ -179,6 +179,45 @@ func TestMPTCPConnect(t *testing.T) {
 	}
 }
 
+// TestWithoutMPTCPSock connects the same way through programs that cannot tell
+// MPTCP: the connection works, and leaves the entry that the feature's report
+// tells of. That of a TCP socket is freed as ever.
+func TestWithoutMPTCPSock(t *testing.T) {
+	r := newSockRig(t, Options{NoMPTCPSock: true, NoSetRetval: true})
+	svc := r.service(layout.ProtoTCP, "10.96.0.1:80", 0, tcpServer(t, "127.0.0.1:0"))
+	taken := func() (n int) {
+		for i := range uint32(layout.ConnectedSlots) {
+			if b, err := r.d.V4.Connected.LookupBytes(i); err != nil || [8]byte(b) != [8]byte{} {
+				n++
+			}
+		}
+		return n
+	}
+	plain := socket(t, unix.AF_INET, unix.SOCK_STREAM)
+	if err := unix.Connect(plain, sockaddr(unix.AF_INET, svc)); err != nil {
+		t.Fatal(err)
+	}
+	if got := peer(t, plain); got != svc {
+		t.Errorf("getpeername says %s, dialled %s", got, svc)
+	}
+	unix.Close(plain)
+	if n := taken(); n != 0 {
+		t.Errorf("a closed TCP connection left %d entries", n)
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+	if err != nil {
+		t.Skipf("no MPTCP sockets: %v", err)
+	}
+	err = unix.Connect(fd, sockaddr(unix.AF_INET, svc))
+	unix.Close(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := taken(); n > 1 {
+		t.Errorf("a closed MPTCP connection left %d entries", n)
+	}
+}
+
 func TestNoBackendIsRefusedAtOnce(t *testing.T) {
 	eachFamily(t, func(t *testing.T, family int, loopback, frontend string) {
 		r := newSockRig(t, Options{})
