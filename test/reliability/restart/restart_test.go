@@ -87,8 +87,8 @@ func inSync(t *testing.T, agent *testbed.Agent) time.Time {
 	return time.Now()
 }
 
-// mapWrites are the agent's counters of entries of maps that it wrote.
-func mapWrites(t *testing.T, agent *testbed.Agent) map[string]int {
+// metrics are the agent's, by name and labels.
+func metrics(t *testing.T, agent *testbed.Agent) map[string]float64 {
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
 		err = agent.Node.Do(func() (err error) {
@@ -107,19 +107,27 @@ func mapWrites(t *testing.T, agent *testbed.Agent) map[string]int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const metric = "millrace_agent_map_writes_total{"
-	found := map[string]int{}
+	found := map[string]float64{}
 	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
-		labels, ok := strings.CutPrefix(lines.Text(), metric)
-		if !ok {
+		name, value, ok := strings.Cut(lines.Text(), " ")
+		if !ok || strings.HasPrefix(name, "#") {
 			continue
 		}
-		labels, value, _ := strings.Cut(labels, "} ")
-		n, err := strconv.ParseFloat(value, 64)
-		if err != nil {
+		if found[name], err = strconv.ParseFloat(value, 64); err != nil {
 			t.Fatalf("%s: %v", lines.Text(), err)
 		}
-		found[labels] = int(n)
+	}
+	return found
+}
+
+// mapWrites are the agent's counters of entries of maps that it wrote.
+func mapWrites(t *testing.T, agent *testbed.Agent) map[string]int {
+	t.Helper()
+	found := map[string]int{}
+	for name, n := range metrics(t, agent) {
+		if labels, ok := strings.CutPrefix(name, "millrace_agent_map_writes_total{"); ok {
+			found[strings.TrimSuffix(labels, "}")] = int(n)
+		}
 	}
 	return found
 }
@@ -157,7 +165,7 @@ func writesNothing(t *testing.T, stack *testbed.Stack, agent *testbed.Agent) {
 	for range restarts {
 		took := again()
 		best = min(best, took)
-		t.Logf("in sync %v after exec", took)
+		t.Logf("in sync %v after exec; %.2f s of CPU time", took, metrics(t, agent)["process_cpu_seconds_total"])
 		if wrote := mapWrites(t, agent); len(wrote) != 0 {
 			t.Errorf("with nothing changed it wrote %v", wrote)
 		}

@@ -20,12 +20,13 @@ import (
 const reconnectBytes = 64 << 10
 
 // programmed are the entries of the maps that an agent writes from what it is
-// sent, as they stand in the kernel, but for the large array of backends. A
+// sent, as they stand in the kernel, but for the large array of backends and for
+// settings, which are the agent's own and may differ between releases. A
 // frontend that was written anew names another range of it, so equal lists tell
 // that nothing was.
 func programmed(ctx context.Context, t *testing.T, agent *testbed.Agent) []string {
 	t.Helper()
-	all, err := agent.MapEntries(ctx, []string{"embryonic_", "established_", "fragments_", "connected_", "sockets_", "counters", "backends_"})
+	all, err := agent.MapEntries(ctx, []string{"embryonic_", "established_", "fragments_", "connected_", "sockets_", "counters", "backends_", "config"})
 	if err != nil {
 		t.Fatal(err)
 	}
