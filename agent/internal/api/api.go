@@ -203,7 +203,7 @@ func (s *Server) GrowMap(ctx context.Context, r *agentv1.GrowMapRequest) (*agent
 	case errors.Is(err, dataplane.ErrNotLarger):
 		return nil, fail(codes.FailedPrecondition, ReasonMapNotLarger, "field max_entries: %d: %v", r.GetMaxEntries(), err)
 	case errors.Is(err, dataplane.ErrMoving):
-		return nil, fail(codes.Unavailable, ReasonMapMoving, "%v; try again", err)
+		return nil, fail(codes.Aborted, ReasonMapMoving, "%v; try again", err)
 	default:
 		return nil, fail(codes.ResourceExhausted, ReasonMapRefused, "%v", err)
 	}

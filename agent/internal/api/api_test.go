@@ -277,7 +277,7 @@ func TestGrowMap(t *testing.T) {
 		"nonesuch": {codes.NotFound, ReasonNoSuchMap, `"nonesuch"`},
 		"config":   {codes.FailedPrecondition, ReasonMapFixed, "keeps the size"},
 		"small":    {codes.FailedPrecondition, ReasonMapNotLarger, "max_entries"},
-		"moving":   {codes.Unavailable, ReasonMapMoving, "last growth"},
+		"moving":   {codes.Aborted, ReasonMapMoving, "last growth"},
 		"huge":     {codes.ResourceExhausted, ReasonMapRefused, "cannot allocate memory"},
 	} {
 		_, err := client.GrowMap(context.Background(), &agentv1.GrowMapRequest{Name: name, MaxEntries: 128})

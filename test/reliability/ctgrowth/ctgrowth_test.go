@@ -16,6 +16,7 @@ import (
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/reliability"
+	"github.com/millrace-project/millrace/test/testbed"
 )
 
 // TestGrowth opens connections until the maps have grown several times, while
@@ -88,8 +89,21 @@ func TestLimit(t *testing.T) {
 	w := start(t, fmt.Sprintf("--limit-established=%d", 2*tiny))
 	l := w.lanes[0] // cluster IP, TCP, IPv4
 	stop := w.keepBusy()
-	// Two entries a connection: filled, and those that were let in before the
-	// first that found no room wait among the embryonic ones.
+	// Two entries a connection: first up to the limit, whose map is not full
+	// before the entries have moved there.
+	for range tiny * 85 / 100 / 2 {
+		w.open(l)
+	}
+	if err := testbed.Eventually(limit(t, 30*time.Second), func() error {
+		if n := w.settled()["established_v4"].GetMaxEntries(); n != 2*tiny {
+			return fmt.Errorf("established_v4 has %d entries, want it to grow to %d", n, 2*tiny)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	// Then filled; those that were let in before the first that found no room
+	// wait among the embryonic ones.
 	dial := l.dial
 	dial.Timeout = 1500 * time.Millisecond
 	refused := 0

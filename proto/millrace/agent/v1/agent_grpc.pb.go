@@ -54,7 +54,7 @@ type AgentServiceClient interface {
 	// on, beyond the limit up to which maps grow by themselves. Entries of
 	// flows move to it after the answer. Errors: NOT_FOUND if there is no map of
 	// that name, FAILED_PRECONDITION if it keeps its size or has the wanted one
-	// already, UNAVAILABLE if its last growth has not ended, RESOURCE_EXHAUSTED if
+	// already, ABORTED if its last growth has not ended, RESOURCE_EXHAUSTED if
 	// the kernel refuses; the reason in ErrorInfo tells them apart.
 	GrowMap(ctx context.Context, in *GrowMapRequest, opts ...grpc.CallOption) (*GrowMapResponse, error)
 	// DiffDesired streams the differences between what should be in the kernel
@@ -211,7 +211,7 @@ type AgentServiceServer interface {
 	// on, beyond the limit up to which maps grow by themselves. Entries of
 	// flows move to it after the answer. Errors: NOT_FOUND if there is no map of
 	// that name, FAILED_PRECONDITION if it keeps its size or has the wanted one
-	// already, UNAVAILABLE if its last growth has not ended, RESOURCE_EXHAUSTED if
+	// already, ABORTED if its last growth has not ended, RESOURCE_EXHAUSTED if
 	// the kernel refuses; the reason in ErrorInfo tells them apart.
 	GrowMap(context.Context, *GrowMapRequest) (*GrowMapResponse, error)
 	// DiffDesired streams the differences between what should be in the kernel
