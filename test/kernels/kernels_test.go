@@ -38,7 +38,7 @@ func runKernel(t *testing.T, k kernel, programs string) {
 	if err != nil {
 		t.Fatalf("kernel %s is not in the cache; `make guest-kernels` fetches it: %v", k.series, err)
 	}
-	t.Logf("package %s", strings.TrimSpace(string(name)))
+	t.Logf("figure: package %s", strings.TrimSpace(string(name)))
 	work := t.TempDir()
 	initrd := filepath.Join(work, "initrd")
 	if err := k.image(initrd, dir, programs); err != nil {
@@ -54,9 +54,9 @@ func runKernel(t *testing.T, k kernel, programs string) {
 	outcome, err := m.Run(ctx, func(r guest.Report) {
 		switch r.Kind {
 		case guest.KindBoot:
-			t.Logf("%5.1f s: kernel %s is up", time.Since(begun).Seconds(), r.Text)
+			t.Logf("figure: %5.1f s: kernel %s is up", time.Since(begun).Seconds(), r.Text)
 		case guest.KindEnd:
-			t.Logf("%5.1f s: %s has ended with status %d", time.Since(begun).Seconds(), r.Run, r.Status)
+			t.Logf("figure: %5.1f s: %s has ended with status %d", time.Since(begun).Seconds(), r.Run, r.Status)
 		}
 	})
 	if err != nil {

@@ -90,6 +90,10 @@ func (c *collector) testDone(e event) {
 	said := c.output[name]
 	delete(c.output, name)
 	c.ran[e.Package]++
+	for _, text := range figures(said) {
+		c.stage.Figures = append(c.stage.Figures, figure{Test: short(name), Figure: text})
+		fmt.Fprintf(c.out, "figure  %s: %s\n", short(name), text)
+	}
 	switch e.Action {
 	case "pass":
 		c.stage.Passed++
@@ -151,4 +155,21 @@ func skipReason(said []string) string {
 		return "no reason given"
 	}
 	return strings.Join(parts, " ")
+}
+
+// figureMark begins a line that a test logs to be kept, also if it passes: a
+// seed, a count, a time.
+const figureMark = "figure: "
+
+// figures are the marked lines of what a test said.
+func figures(said []string) []string {
+	var marked []string
+	// A long line comes in several events.
+	for line := range strings.Lines(strings.Join(said, "")) {
+		text := location.ReplaceAllString(strings.TrimSpace(line), "")
+		if text, ok := strings.CutPrefix(text, figureMark); ok {
+			marked = append(marked, strings.TrimSpace(text))
+		}
+	}
+	return marked
 }

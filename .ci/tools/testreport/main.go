@@ -5,7 +5,8 @@
 //	go test -json ... | testreport stage NAME
 //
 // reads the events of one `go test`, prints a line for each package and the
-// output of what failed, and keeps the counts in build/test/NAME.json.
+// output of what failed and what tests logged in lines that begin with
+// "figure: ", and keeps these and the counts in build/test/NAME.json.
 //
 //	testreport check NAME COMMAND...
 //
@@ -17,8 +18,8 @@
 //
 //	testreport table
 //
-// prints every stage kept, with seconds, counts and each skip's reason, and
-// "N passed, N failed, N skipped" as the last line.
+// prints every stage kept, with seconds, counts and each skip's reason, the
+// figures, and "N passed, N failed, N skipped" as the last line.
 //
 // Each form exits with status 1 if anything failed.
 package main

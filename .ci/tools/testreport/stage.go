@@ -21,6 +21,8 @@ type stage struct {
 	Skipped int       `json:"skipped"`
 	// Skips tells each skipped test and why.
 	Skips []note `json:"skips,omitempty"`
+	// Figures are what tests measured, by the lines that they marked.
+	Figures []figure `json:"figures,omitempty"`
 	// Failures names what failed.
 	Failures []string `json:"failures,omitempty"`
 }
@@ -29,6 +31,12 @@ type stage struct {
 type note struct {
 	Test   string `json:"test"`
 	Reason string `json:"reason"`
+}
+
+// figure is one thing that a test measured, or chose at random.
+type figure struct {
+	Test   string `json:"test"`
+	Figure string `json:"figure"`
 }
 
 func (s *stage) keep() error {

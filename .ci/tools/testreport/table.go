@@ -42,6 +42,11 @@ func printTable(dir string, out io.Writer) error {
 		}
 	}
 	for _, s := range stages {
+		for _, f := range s.Figures {
+			fmt.Fprintf(out, "figure   %s: %s\n", f.Test, f.Figure)
+		}
+	}
+	for _, s := range stages {
 		for _, name := range s.Failures {
 			fmt.Fprintf(out, "FAILED   %s (%s)\n", name, s.Name)
 		}

@@ -31,6 +31,14 @@ func TestStages(t *testing.T) {
 	}{
 		{name: "pass", events: pass, passed: 1, printed: "ok    calc: 1 tests"},
 		{
+			name: "figure", events: `{"Action":"output","Package":"p","Test":"TestN","Output":"    a_test.go:5: figure: SEED=42\n"}
+{"Action":"output","Package":"p","Test":"TestN","Output":"    a_test.go:6: chatter\n"}
+{"Action":"output","Package":"p","Test":"TestN","Output":"    a_test.go:7: figure: 12 "}
+{"Action":"output","Package":"p","Test":"TestN","Output":"requests\n"}
+` + pass + `{"Action":"pass","Package":"p","Test":"TestN"}
+`, passed: 2, printed: "figure  p TestN: SEED=42\n", tabled: "figure   p TestN: SEED=42\nfigure   p TestN: 12 requests\n\n2 passed",
+		},
+		{
 			name: "skip", events: pass + `{"Action":"output","Package":"p","Test":"TestS","Output":"=== RUN   TestS\n"}
 {"Action":"output","Package":"p","Test":"TestS","Output":"    a_test.go:12: needs a newer kernel\n"}
 {"Action":"output","Package":"p","Test":"TestS","Output":"--- SKIP: TestS (0.00s)\n"}

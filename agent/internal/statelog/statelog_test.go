@@ -124,8 +124,9 @@ func TestAnotherBoot(t *testing.T) {
 	l.Close()
 }
 
-// TestTorn cuts the log at every length: what is replayed is the state after
-// the last batch that is there in whole, and the log can be written on.
+// TestTorn cuts the log at every length around the ends of records, and at
+// every 17th besides: what is replayed is the state after the last batch that is
+// there in whole, and the log can be written on.
 func TestTorn(t *testing.T) {
 	dir := t.TempDir()
 	states, lengths := fill(t, dir, rand.New(rand.NewPCG(3, 3)), 12)

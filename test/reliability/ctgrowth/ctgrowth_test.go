@@ -46,7 +46,7 @@ func TestGrowth(t *testing.T) {
 		if want := uint32(2 * perLane * len(w.lanes) / 2); m.GetEntries() < want || m.GetMaxEntries() < want {
 			t.Errorf("%s holds %d of %d entries, want %d and more", m.GetName(), m.GetEntries(), m.GetMaxEntries(), want)
 		}
-		t.Logf("%s: from %d to %d entries, %d used", m.GetName(), tiny, m.GetMaxEntries(), m.GetEntries())
+		t.Logf("figure: %s: from %d to %d entries, %d used", m.GetName(), tiny, m.GetMaxEntries(), m.GetEntries())
 		largest = max(largest, m.GetMaxEntries())
 	}
 	w.noProblems()
@@ -78,7 +78,7 @@ func TestGrowth(t *testing.T) {
 	w.settled()
 	stop()
 	w.all()
-	t.Logf("%d kills, %d of them while entries moved; %d connections, %d requests, %d failed", kills, interrupted,
+	t.Logf("figure: %d kills, %d of them while entries moved; %d connections, %d requests, %d failed", kills, interrupted,
 		w.connections(), w.requests.Load(), w.failures.Load())
 }
 
@@ -172,5 +172,5 @@ func TestLimit(t *testing.T) {
 	w.noProblems()
 	stop()
 	w.all()
-	t.Logf("%d connections, %d requests, %d failed; %d refused at the limit", w.connections(), w.requests.Load(), w.failures.Load(), refused)
+	t.Logf("figure: %d connections, %d requests, %d failed; %d refused at the limit", w.connections(), w.requests.Load(), w.failures.Load(), refused)
 }

@@ -109,7 +109,7 @@ func TestExitsOfCleanup(t *testing.T) {
 	w := start(t, settings{})
 	sum := newTally()
 	w.exitsOfCleanup(t, r, sum, 8)
-	t.Log(sum)
+	t.Log("figure:", sum)
 }
 
 func (w *world) exitsOfCleanup(t *testing.T, r *rand.Rand, sum *tally, count int) {
@@ -125,7 +125,7 @@ func (w *world) exitsOfCleanup(t *testing.T, r *rand.Rand, sum *tally, count int
 	w.launch(t)
 	w.mustConverge(t, "counting the calls of a first start")
 	starting := w.supervisor.Count()
-	t.Logf("a cleanup makes %d calls, a first start %d", calls, starting)
+	t.Logf("figure: a cleanup makes %d calls, a first start %d", calls, starting)
 	cleanups, starts := sample(r, calls, count), sample(r, starting, count)
 	for i := range max(len(cleanups), len(starts)) {
 		n := cleanups[i%len(cleanups)]

@@ -47,7 +47,7 @@ func TestExits(t *testing.T) {
 	w := start(t, settings{})
 	w.startTraffic(t, w.now["svc-1"])
 	sum := newTally()
-	defer func() { t.Log(sum) }()
+	defer func() { t.Log("figure:", sum) }()
 	// In a soak one round of pods and nodes takes all of their exits.
 	changes, topologyAt, turns := 40, 10, 2
 	if reliability.Soak() {

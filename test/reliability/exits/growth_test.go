@@ -36,13 +36,13 @@ func TestExitsOfGrowth(t *testing.T) {
 	w.launch(t)
 	w.mustConverge(t, "counting the calls of a growth")
 	calls := w.supervisor.Count()
-	t.Logf("a start that replaces all maps makes %d calls", calls)
+	t.Logf("figure: a start that replaces all maps makes %d calls", calls)
 	for _, n := range sample(r, calls, 5) {
 		w.kill(t)
 		larger()
 		w.exitOfGrowth(t, r, sum, n, larger)
 	}
-	t.Log(sum)
+	t.Log("figure:", sum)
 }
 
 func (w *world) exitOfGrowth(t *testing.T, r *rand.Rand, sum *tally, n int, larger func()) {

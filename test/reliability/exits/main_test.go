@@ -50,6 +50,6 @@ func random(t *testing.T) *rand.Rand {
 			t.Fatalf("%s: %v", seedVariable, err)
 		}
 	}
-	t.Logf("%s=%d", seedVariable, seed)
+	t.Logf("figure: %s=%d", seedVariable, seed)
 	return rand.New(rand.NewPCG(seed, 0))
 }

@@ -47,7 +47,7 @@ func TestExitsOfRewriting(t *testing.T) {
 		w.supervisor.KillAfter(begins, n)
 		w.exitOfRewriting(t, sum, fmt.Sprintf("coming home with an exit at call %d", n))
 	}
-	t.Log(sum)
+	t.Log("figure:", sum)
 }
 
 // exitOfRewriting waits for the agent's exit while it rewrites its log, and checks

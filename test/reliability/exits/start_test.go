@@ -51,7 +51,7 @@ func TestExitsAtStart(t *testing.T) {
 	w.startTraffic(t, w.now["svc-1"])
 	sum := newTally()
 	w.exitsAtStart(t, r, sum, 12)
-	t.Log(sum)
+	t.Log("figure:", sum)
 }
 
 func (w *world) exitsAtStart(t *testing.T, r *rand.Rand, sum *tally, count int) {
@@ -62,7 +62,7 @@ func (w *world) exitsAtStart(t *testing.T, r *rand.Rand, sum *tally, count int) 
 	w.launch(t)
 	w.mustConverge(t, "counting the calls of a start")
 	calls := w.supervisor.Count()
-	t.Logf("a start with a change makes %d calls", calls)
+	t.Logf("figure: a start with a change makes %d calls", calls)
 	for _, n := range sample(r, calls, count) {
 		w.kill(t)
 		before := w.now
@@ -106,5 +106,5 @@ func TestExitsWithoutTCX(t *testing.T) {
 	}
 	w.traffic = nil
 	w.exitsOfCleanup(t, r, sum, 2)
-	t.Log(sum)
+	t.Log("figure:", sum)
 }

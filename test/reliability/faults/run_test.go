@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -43,7 +44,7 @@ func seed(t *testing.T) uint64 {
 // to be tried twice.
 func TestFaults(t *testing.T) {
 	number := seed(t)
-	t.Logf("%s=%d", seedVariable, number)
+	t.Logf("figure: %s=%d", seedVariable, number)
 	span := 20 * time.Second
 	if reliability.Soak() {
 		span = 10 * time.Minute
@@ -67,7 +68,11 @@ func TestFaults(t *testing.T) {
 		t.Error(err)
 	}
 	elapsed := time.Since(r.record.began)
-	t.Logf("%v at %.0f requests/s: %v\n%v\n%s", elapsed.Round(time.Second), float64(report.Requests)/elapsed.Seconds(), report, background, r.record.table())
+	t.Logf("figure: %v at %.0f requests/s: %v", elapsed.Round(time.Second), float64(report.Requests)/elapsed.Seconds(), report)
+	t.Logf("figure: %v", background)
+	for line := range strings.Lines(r.record.table()) {
+		t.Log("figure:", strings.TrimSpace(line))
+	}
 	for _, failure := range report.Failures {
 		t.Error(failure)
 	}

@@ -158,7 +158,7 @@ func (w *world) stop(t *testing.T) {
 	if w.sum.Failed > 0 {
 		t.Errorf("%v", w.sum.Failures[:min(10, len(w.sum.Failures))])
 	}
-	t.Log(w.sum.String())
+	t.Log("figure:", w.sum.String())
 }
 
 // sizes returns how many entries fit into the maps of an agent.

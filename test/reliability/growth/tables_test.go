@@ -150,5 +150,5 @@ func TestTablesGrowCutShort(t *testing.T) {
 	}
 	w.nothingLost(t, "the last start")
 	w.stop(t)
-	t.Logf("%d of %d exit points of a start with larger tables", len(points), calls)
+	t.Logf("figure: %d of %d exit points of a start with larger tables", len(points), calls)
 }

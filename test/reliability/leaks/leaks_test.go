@@ -164,7 +164,7 @@ func (w *world) expectNoMore(t *testing.T, before inventory) {
 		}
 		return now.exceeds(before)
 	})
-	t.Logf("after: %v", now)
+	t.Logf("figure: after: %v", now)
 	if err != nil {
 		t.Error(err)
 	}
@@ -197,7 +197,7 @@ func TestPods(t *testing.T) {
 	}
 	w.expectNoMore(t, before)
 	growth := slope(sizes) / podsAtATime
-	t.Logf("memory: %d KiB after the first %d pods, %d KiB after %d, %.2f KiB a pod in the later half", sizes[0], podsAtATime, sizes[len(sizes)-1], count, growth)
+	t.Logf("figure: memory: %d KiB after the first %d pods, %d KiB after %d, %.2f KiB a pod in the later half", sizes[0], podsAtATime, sizes[len(sizes)-1], count, growth)
 	// At CI's size the collector's rhythm is all that is seen.
 	if reliability.Soak() && growth > 4 {
 		t.Errorf("the agent grows by %.2f KiB a pod", growth)
@@ -276,5 +276,5 @@ func TestRestarts(t *testing.T) {
 		sizes = append(sizes, size)
 	}
 	w.expectNoMore(t, before)
-	t.Logf("memory of each agent in sync, KiB: %v", sizes)
+	t.Logf("figure: memory of each agent in sync, KiB: %v", sizes)
 }

@@ -69,7 +69,7 @@ func testAlone(t *testing.T, f *fixture) {
 			t.Error(err)
 		}
 	}
-	t.Logf("ready %v after the start, without a calculator", time.Since(restarted).Round(time.Millisecond))
+	t.Logf("figure: ready %v after the start, without a calculator", time.Since(restarted).Round(time.Millisecond))
 	f.ask(t, pod, front, far.Name)
 	if err := agent.WaitServices(ctx, service, bulkService(services-1, 0)); err != nil {
 		t.Error(err)

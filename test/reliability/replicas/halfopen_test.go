@@ -77,7 +77,7 @@ func startHalfOpen(t *testing.T, f *fixture) (finish func()) {
 			bound time.Duration
 			outcome
 		}{{"agent", agentNotices, <-agentSide}, {"calculator", calculatorNotices, <-calculatorSide}} {
-			t.Logf("the %s noticed after %v", side.name, side.took.Round(100*time.Millisecond))
+			t.Logf("figure: the %s noticed after %v", side.name, side.took.Round(100*time.Millisecond))
 			if side.err != nil || side.took > side.bound+slack {
 				t.Errorf("the %s noticed after %v (%v), want %v", side.name, side.took, side.err, side.bound)
 			}

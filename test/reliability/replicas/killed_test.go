@@ -69,7 +69,7 @@ func testKilled(t *testing.T, f *fixture) {
 	}
 	ctx := limit(t, lasts+5*time.Minute)
 	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	t.Logf("figure: seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	c := &changer{f: f, random: rand.New(rand.NewPCG(seed, 1)), current: map[string]*testbed.Service{}}
 	changing, stop := context.WithCancel(ctx)
@@ -104,7 +104,7 @@ func testKilled(t *testing.T, f *fixture) {
 	for _, calculator := range f.calculators {
 		calculator.waitSynced(ctx, t)
 	}
-	t.Logf("%d kills, %d changes", kills, c.changes)
+	t.Logf("figure: %d kills, %d changes", kills, c.changes)
 	if c.changes < 20 {
 		t.Errorf("%d changes prove little", c.changes)
 	}

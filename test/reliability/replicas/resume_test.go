@@ -32,7 +32,7 @@ func testResume(t *testing.T, f *fixture) {
 	f.reconnect(ctx, t, agent, first, second)
 	same := f.reconnect(ctx, t, agent, first, second)
 	check := func(where string, cost traffic) {
-		t.Logf("reconnect to %s, nothing changed: %d bytes up, %d down", where, cost.up, cost.down)
+		t.Logf("figure: reconnect to %s, nothing changed: %d bytes up, %d down", where, cost.up, cost.down)
 		if cost.total() > resumeLimit {
 			t.Errorf("reconnect to %s cost %d bytes, want at most %d", where, cost.total(), resumeLimit)
 		}
@@ -67,7 +67,7 @@ func testResume(t *testing.T, f *fixture) {
 		f.apply(ctx, t, objects[changes-1])
 		f.waitRead(ctx, t, map[string]uint64{"endpointslices": f.versionOf(ctx, t, last)})
 		cost := f.reconnect(ctx, t, agent, first, second)
-		t.Logf("reconnect after %d changed EndpointSlices: %d bytes up, %d down, %d per change", changes, cost.up, cost.down,
+		t.Logf("figure: reconnect after %d changed EndpointSlices: %d bytes up, %d down, %d per change", changes, cost.up, cost.down,
 			(cost.total()-same.total())/int64(changes))
 		if allowed := resumeLimit + int64(changes)*perChange; cost.total() > allowed {
 			t.Errorf("%d changes cost %d bytes, want at most %d", changes, cost.total(), allowed)

@@ -242,7 +242,7 @@ func (s *storm) drain(ctx context.Context, t *testing.T, c *calculator) {
 	if err := c.process.Err(); err != nil {
 		t.Errorf("the calculator ended with %v", err)
 	}
-	t.Logf("%d agents were sent away within %v, the stubborn ones cut off after %v, the process ended after %v", len(s.agents),
+	t.Logf("figure: %d agents were sent away within %v, the stubborn ones cut off after %v, the process ended after %v", len(s.agents),
 		told.Round(time.Millisecond), last.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
 }
 
@@ -343,6 +343,6 @@ func (w *watchedProcess) peak(t *testing.T) int64  { return w.memory(t, "VmHWM:"
 
 func (w *watchedProcess) log(t *testing.T, what string, streams int) {
 	t.Helper()
-	t.Logf("%s; calculator: %v of CPU, %d MiB before, %d MiB at the most, %d MiB after (%d KiB a stream)", what,
+	t.Logf("figure: %s; calculator: %v of CPU, %d MiB before, %d MiB at the most, %d MiB after (%d KiB a stream)", what,
 		w.used(t)-w.cpu, w.before>>20, w.memory(t, "VmHWM:")>>20, w.memory(t, "VmRSS:")>>20, w.grown(t)>>10/int64(streams))
 }

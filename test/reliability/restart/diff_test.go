@@ -66,7 +66,7 @@ func diffHoldsUpNothing(t *testing.T, stack *testbed.Stack, agent *testbed.Agent
 	if err := <-diffs; err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d comparisons while services changed; the longest from a change to the kernel: %v", count, longest)
+	t.Logf("figure: %d comparisons while services changed; the longest from a change to the kernel: %v", count, longest)
 	if count == 0 {
 		t.Error("nothing was compared")
 	}

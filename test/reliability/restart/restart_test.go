@@ -165,12 +165,12 @@ func writesNothing(t *testing.T, stack *testbed.Stack, agent *testbed.Agent) {
 	for range restarts {
 		took := again()
 		best = min(best, took)
-		t.Logf("in sync %v after exec; %.2f s of CPU time", took, metrics(t, agent)["process_cpu_seconds_total"])
+		t.Logf("figure: in sync %v after exec; %.2f s of CPU time", took, metrics(t, agent)["process_cpu_seconds_total"])
 		if wrote := mapWrites(t, agent); len(wrote) != 0 {
 			t.Errorf("with nothing changed it wrote %v", wrote)
 		}
 	}
-	t.Logf("the best of %d: %v", restarts, best)
+	t.Logf("figure: the best of %d: %v", restarts, best)
 
 	changed := testbed.Service{Name: "changed", ClusterIPs: []netip.Addr{testbed.ServiceIP(4, 9)}, Ports: []testbed.Port{{Port: 80, Target: 8080}},
 		Endpoints: []testbed.Endpoint{stack.Pods()[0].Endpoint()}}

@@ -108,7 +108,7 @@ func TestAlternatingCalculators(t *testing.T) {
 				useCalculator(t, stack, calculator.binaries)
 				connection := settled(t, stack, agent)
 				up, down := relay.up.Load(), relay.down.Load()
-				t.Logf("to %s: %d bytes up, %d down (all of it: %d), connect %d", calculator.name, up, down, first, connection.GetConnects())
+				t.Logf("figure: to %s: %d bytes up, %d down (all of it: %d), connect %d", calculator.name, up, down, first, connection.GetConnects())
 				if up+down > reconnectBytes {
 					t.Errorf("to %s: %d bytes passed, at most %d should", calculator.name, up+down, reconnectBytes)
 				}

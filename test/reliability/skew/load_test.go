@@ -141,7 +141,7 @@ func (l *load) end() {
 func (l *load) finish(t *testing.T) {
 	t.Helper()
 	l.end()
-	t.Logf("%d requests, %d of them on new sockets, %d failed", l.requests.Load(), l.anew.Load(), len(l.failures))
+	t.Logf("figure: %d requests, %d of them on new sockets, %d failed", l.requests.Load(), l.anew.Load(), len(l.failures))
 	if len(l.failures) > 0 {
 		t.Errorf("%d of %d requests failed, the first:", len(l.failures), l.requests.Load())
 		for _, failure := range l.failures[:min(len(l.failures), 10)] {

@@ -273,7 +273,7 @@ func TestWriteOrder(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			o := newOrder(t, seed)
 			o.run(batches)
-			t.Logf("%d writes, %d packets (%d to no service, %d refused), %d writes failed, %d crashes, %d growths",
+			t.Logf("figure: %d writes, %d packets (%d to no service, %d refused), %d writes failed, %d crashes, %d growths",
 				o.maps.writes, o.prober.packets, o.prober.passed, o.prober.refused, o.maps.failed, o.crashes, o.prober.grown)
 			crashes, failed, grown = crashes+o.crashes, failed+o.maps.failed, grown+o.prober.grown
 			refused, passed = refused+o.prober.refused, passed+o.prober.passed
