@@ -123,8 +123,9 @@ func (l *Log) exchange(next *os.File, path string, size int64, source *os.File, 
 	}
 	if l.away && !away {
 		// From here on the one in the directory is the newest, so the other must
-		// go before the next batch comes. Should it stay, go on in it.
-		if err := os.Remove(l.options.Fallback); err != nil {
+		// go before the next batch comes. Should it stay, go on in it; somebody else
+		// may have removed it.
+		if err := os.Remove(l.options.Fallback); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove log in memory: %w", err)
 		}
 	}

@@ -115,6 +115,33 @@ func TestGoesOnInMemory(t *testing.T) {
 	}
 }
 
+// TestMemoryEmptied removes the log in memory under a running agent: nothing of
+// it is lost, and it comes home.
+func TestMemoryEmptied(t *testing.T) {
+	options := places(t)
+	r := rand.New(rand.NewPCG(14, 14))
+	l, store, _ := openAt(t, options)
+	appendSome(t, l, r, 5)
+	spoil(t, l)
+	appendSome(t, l, r, 5)
+	if err := os.RemoveAll(filepath.Dir(options.Fallback)); err != nil {
+		t.Fatal(err)
+	}
+	appendSome(t, l, r, 5)
+	if err := l.tend(time.Now()); err != nil || l.Away() || l.Fault() != "" {
+		t.Fatalf("did not come home: %v, fault %q", err, l.Fault())
+	}
+	appendSome(t, l, r, 5)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, again, recovery := openAt(t, options)
+	if diff := cmp.Diff(contents(store), contents(again)); diff != "" || recovery.Damage != "" {
+		t.Fatalf("at home: %+v %s", recovery, diff)
+	}
+	l.Close()
+}
+
 // TestSyncFails lets fsync fail: what of the file is on the disk is unknown, so
 // that it is written anew.
 func TestSyncFails(t *testing.T) {
