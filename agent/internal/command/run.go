@@ -3,6 +3,7 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -240,9 +241,7 @@ func (a *agent) serve(ctx context.Context, version string) error {
 	}
 	a.applier.Restore(ctx)
 	// Sockets come last: they are of use once the maps are filled.
-	if err := a.system.AttachCgroup(); err != nil {
-		return fmt.Errorf("attach: %w", err)
-	}
+	a.plane.AttachSockets()
 	a.serving.SetServing(true)
 	debug.FreeOSMemory()
 	a.log.Info("restored", zap.Int("resources", len(a.store.Names())))
@@ -331,6 +330,9 @@ const lookEvery = 30 * time.Second
 func (a *agent) followDevices(ctx context.Context, changed <-chan struct{}) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
+	if a.plane.Unattached() != "" && a.applier.Refresh(ctx) != nil {
+		return // ctx has ended
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -401,7 +403,7 @@ func (a *agent) serveMetrics(failed context.CancelCauseFunc) (stop func(), err e
 	}))
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if why := notReady(a.applier.Status(), a.store.Meta()); why != "" {
+		if why := cmp.Or(notReady(a.applier.Status(), a.store.Meta()), a.plane.Unattached()); why != "" {
 			http.Error(w, why, http.StatusServiceUnavailable)
 			return
 		}

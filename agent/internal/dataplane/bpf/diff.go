@@ -8,8 +8,6 @@ import (
 	"maps"
 	"slices"
 
-	"go.uber.org/zap"
-
 	"github.com/millrace-project/millrace/agent/internal/dataplane"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/ids"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/routes"
@@ -347,6 +345,7 @@ func (p *Plane) diffAttachments() ([]*agentv1.DiffDesiredResponse, error) {
 func (p *Plane) Repair(context.Context) (int, []*agentv1.DiffDesiredResponse, dataplane.Result, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.retrySockets()
 	before, err := p.diff()
 	if err != nil {
 		return 0, nil, dataplane.Result{}, err
@@ -361,10 +360,7 @@ func (p *Plane) Repair(context.Context) (int, []*agentv1.DiffDesiredResponse, da
 	p.kernel.Reset()
 	d := &delta{services: map[string]struct{}{}, allServices: true}
 	p.applyTopology(d)
-	if err := p.kernel.AttachCgroup(); err != nil {
-		p.log.Error("attach programs to the cgroup", zap.Error(err))
-		p.problem("programs could not be attached to the cgroup: %v", err)
-	}
+	p.attachSockets()
 	p.checkAttachments()
 	p.applyServices(d)
 	if p.inSync {

@@ -36,7 +36,10 @@ type System struct {
 
 	mu      sync.Mutex
 	sockets []mbpf.Attachment
-	devices map[uint32]device
+	// unattached is why not all of them are attached: others may run programs of
+	// an earlier life, which read tables and maps that they were loaded with.
+	unattached error
+	devices    map[uint32]device
 }
 
 var _ Kernel = (*System)(nil)
@@ -106,6 +109,7 @@ func (s *System) AttachCgroup() error {
 	if err == nil || len(attachments) > len(s.sockets) {
 		s.sockets = attachments // else what should be attached stays known
 	}
+	s.unattached = err
 	return err
 }
 
@@ -356,6 +360,9 @@ func (s *System) TableSizes() map[string]uint32 { return s.dataplane.TableSizes(
 
 // PrepareGrowth implements Kernel.
 func (s *System) PrepareGrowth(sizes map[string]uint32) (Growth, error) {
+	if err := s.attachedAll(); err != nil {
+		return nil, err
+	}
 	g, err := s.dataplane.PrepareGrowth(sizes)
 	if err != nil {
 		return nil, err // not a Growth that holds nil
@@ -373,7 +380,23 @@ func (s *System) SNATPorts(first, last uint16) (uint16, uint16) {
 func (s *System) Past() (found bool, blank []string) { return s.dataplane.Past() }
 
 // Succeed takes over from them as far as it can be done now.
-func (s *System) Succeed() (mbpf.Succession, error) { return s.dataplane.Succeed() }
+func (s *System) Succeed() (mbpf.Succession, error) {
+	if err := s.attachedAll(); err != nil {
+		return mbpf.Succession{}, err
+	}
+	return s.dataplane.Succeed()
+}
+
+// attachedAll tells why programs of sockets are not attached. Until they are,
+// maps must not be replaced: programs at sockets may read the ones there are.
+func (s *System) attachedAll() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unattached != nil {
+		return fmt.Errorf("programs of sockets are not attached: %w", s.unattached)
+	}
+	return nil
+}
 
 // describeCounter names the device, if it is still there.
 func describeCounter(k layout.CounterKey) string {

@@ -104,8 +104,10 @@ type Plane struct {
 	attached map[uint32]string // error of the device's programs, empty if none
 	problems []string
 	lost     []string // problems of attachments that are gone
-	errors   dataplane.Errors
-	retry    map[string]struct{} // services to try again
+	// unattached is why the programs of sockets are not attached.
+	unattached string
+	errors     dataplane.Errors
+	retry      map[string]struct{} // services to try again
 	// again tells that something beside services is to be tried again.
 	again  bool
 	inSync bool
@@ -184,6 +186,7 @@ func (p *Plane) Apply(_ context.Context, change dataplane.Change) dataplane.Resu
 func (p *Plane) Retry(context.Context) dataplane.Result {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.retrySockets()
 	d := &delta{services: maps.Clone(p.retry), topology: p.again}
 	if d.topology {
 		p.applyTopology(d)
@@ -199,6 +202,7 @@ func (p *Plane) Retry(context.Context) dataplane.Result {
 func (p *Plane) Refresh(context.Context) dataplane.Result {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.retrySockets()
 	d := &delta{services: maps.Clone(p.retry)} // for which there may be room now
 	p.applyTopology(d)
 	p.applyServices(d)
@@ -213,13 +217,16 @@ func (p *Plane) result() dataplane.Result {
 	}
 	return dataplane.Result{
 		Errors: p.errors.Sorted(),
-		Retry:  len(p.retry) > 0 || p.again || p.unpruned,
+		Retry:  len(p.retry) > 0 || p.again || p.unpruned || p.unattached != "",
 		Report: p.report(),
 	}
 }
 
 func (p *Plane) report() *dataplanev1.Report {
 	report := &dataplanev1.Report{Problems: slices.Concat(p.problems, p.lost)}
+	if p.unattached != "" {
+		report.Problems = append(report.Problems, p.unattached)
+	}
 	if p.stale != "" {
 		report.Problems = append(report.Problems, p.stale)
 	}
