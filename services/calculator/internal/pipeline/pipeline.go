@@ -139,7 +139,13 @@ func (p *Pipeline) step(position publish.Position) publish.Position {
 		}
 	}
 	if !synced {
-		return position // a part of a cluster must never be published
+		// A part of a cluster must never be published. What has been reached is
+		// kept until it may be: a source says it once, and an agent that knows as
+		// much from another calculator would be refused until there is more.
+		p.mu.Lock()
+		p.waiting.reached = p.waiting.reached.Merge(batch.reached)
+		p.mu.Unlock()
+		return position
 	}
 	output := p.graph.Flush()
 	p.problems.setObjects(output.Problems)
