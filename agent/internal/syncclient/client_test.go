@@ -314,6 +314,37 @@ func TestSetBack(t *testing.T) {
 	})
 }
 
+// TestOlderEpoch does not follow a calculator that computes for an epoch before
+// the agent's, and keeps what it has.
+func TestOlderEpoch(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c")
+	stream := 0
+	serve(t, path, func(s server, _ *dataplanev1.Hello) error {
+		stream++
+		switch stream {
+		case 1:
+			if err := errors.Join(welcome(s, "e/10"), update(s, resource("a", 1)), commit(s, 1, 100, true)); err != nil {
+				return err
+			}
+			_, err := acked(s, 1)
+			return err
+		case 2:
+			err := errors.Join(welcome(s, "e/9"), update(s, resource("old", 1)), commit(s, 1, 200, true))
+			<-s.Context().Done()
+			return err
+		}
+		err := errors.Join(welcome(s, "e/10"), commit(s, 1, 101, true))
+		<-s.Context().Done()
+		return err
+	})
+	a := start(t, path)
+	await(t, "the third stream's batch", func() bool { return a.store.Meta().Position["services"] >= 101 })
+	m, keys := a.store.Meta(), a.store.Keys(dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE)
+	if m.Epoch != "e/10" || m.Position["services"] != 101 || !slices.Equal(keys, []string{"a"}) {
+		t.Fatalf("holds %v of epoch %s at %v", keys, m.Epoch, m.Position)
+	}
+}
+
 // TestRefused goes on to the calculator that takes it.
 func TestRefused(t *testing.T) {
 	dir := t.TempDir()

@@ -24,6 +24,7 @@ import (
 // Reasons why the agent ends a stream.
 const (
 	reasonPosition = "POSITION_BACKWARDS"
+	reasonEpoch    = "EPOCH_BACKWARDS"
 	reasonDigest   = "DIGEST_MISMATCH"
 	reasonProtocol = "PROTOCOL"
 	reasonSilent   = "NO_WELCOME"
@@ -159,8 +160,13 @@ func (s *session) greet(w *dataplanev1.Welcome) error {
 	if n := w.GetBuckets(); n == 0 || n > digest.Count || n&(n-1) != 0 {
 		return refuse(reasonProtocol, "the calculator has %d buckets; a power of two up to %d is understood", n, digest.Count)
 	}
+	epoch := s.store.Meta().Epoch
+	if epochBefore(w.GetEpoch(), epoch) {
+		// Positions would mean nothing, and what is long gone could come back.
+		return refuse(reasonEpoch, "the calculator goes back: epoch %q after %q", w.GetEpoch(), epoch)
+	}
 	s.welcome = w
-	if s.store.Meta().Epoch != w.GetEpoch() {
+	if epoch != w.GetEpoch() {
 		// The calculator judged by our hello that we belong to its cluster: the
 		// cluster's state was set back, and positions with it.
 		s.position = nil
