@@ -3,6 +3,7 @@
 package publish_test
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -33,6 +34,36 @@ func TestStalledStreamEnds(t *testing.T) {
 			}
 			return
 		}
+	}
+}
+
+// An agent that reads slowly is asked to leave before it is brought to what has
+// been published meanwhile: where changes never end, it is never up to date.
+func TestSlowStreamIsDrained(t *testing.T) {
+	c := newCalculator(t, publish.Options{})
+	c.publish(cluster(1, "n1"))
+	a := newAgent(t, "n1")
+	a.connect(c)
+	blocked := c.publish(bigCluster("n1"))
+	c.eventually("it is being sent", func() bool { return c.counter("millrace_calculator_messages_sent_total") > 5 })
+	last := c.publish(publish.Batch{Changes: []publish.Change{upsert("all", typeService, "default/last", 1)}})
+	// Its context ends once the one stream has been asked.
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	c.service.Drain(ctx, "going", time.Millisecond, time.Minute)
+	seen := uint64(0)
+	for {
+		response, err := a.stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if response.GetDrain() != nil {
+			break
+		}
+		seen = max(seen, response.GetCommit().GetRevision())
+	}
+	if seen != blocked {
+		t.Errorf("asked to leave after revision %d, want %d, before %d", seen, blocked, last)
 	}
 }
 
@@ -132,12 +163,18 @@ func (w *world) note(revision uint64) {
 // A stream that stalls again and again holds a whole revision at every commit,
 // and in the end what a fresh one does.
 func TestStalledStreamHoldsWholeRevisions(t *testing.T) {
+	skipped := uint64(0)
 	for seed := range uint64(12) {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { stallAtRandom(t, seed) })
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { skipped += stallAtRandom(t, seed) })
+	}
+	// Of one seed's stream it is not certain: that depends on who runs when.
+	if skipped == 0 && !t.Failed() {
+		t.Error("no revision was skipped: no stream ever stalled")
 	}
 }
 
-func stallAtRandom(t *testing.T, seed uint64) {
+// stallAtRandom returns how many revisions the stream skipped.
+func stallAtRandom(t *testing.T, seed uint64) uint64 {
 	w := &world{random: rand.New(rand.NewPCG(seed, 2)), versions: map[string]uint64{}, owner: map[string]publish.Audience{},
 		zone: "zone/a", states: map[uint64]map[key]uint64{}}
 	c := newCalculator(t, publish.Options{})
@@ -186,9 +223,7 @@ func stallAtRandom(t *testing.T, seed uint64) {
 	if !maps.Equal(fresh.held, stalled.held) {
 		t.Errorf("the stalled stream brought %v, a fresh one %v", stalled.held, fresh.held)
 	}
-	if skipped == 0 {
-		t.Error("no revision was skipped: the stream never stalled")
-	}
+	return skipped
 }
 
 // A stalled stream keeps the view that it was brought to and one message, not

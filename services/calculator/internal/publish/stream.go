@@ -200,15 +200,23 @@ func (st *stream) awaitHello() (*dataplanev1.Hello, error) {
 // follow sends what changes for as long as the stream lasts.
 func (st *stream) follow(node *nodeState, at *view, floor Position) error {
 	var old, left <-chan time.Time // the stream is old; its agent has not left
+	var due time.Time              // of the next of the two
 	if age := st.service.MaxAge; age > 0 {
 		// Streams opened together must not all end together.
-		timer := time.NewTimer(age*3/4 + rand.N(age/2+1))
+		wait := age*3/4 + rand.N(age/2+1)
+		due = time.Now().Add(wait)
+		timer := time.NewTimer(wait)
 		defer timer.Stop()
 		old = timer.C
 	}
+	// asked tells that there is something to do besides to send what changes. It
+	// comes first: where changes never end, a slow stream is never up to date.
+	asked := func() bool {
+		return len(st.drain) > 0 || len(st.notices) > 0 || !due.IsZero() && !time.Now().Before(due)
+	}
 	for {
 		snapshot := st.service.publisher.current.Load()
-		if snapshot.revision == at.revision {
+		if snapshot.revision == at.revision || asked() {
 			select {
 			case <-snapshot.superseded:
 				continue
@@ -221,6 +229,7 @@ func (st *stream) follow(node *nodeState, at *view, floor Position) error {
 				if err := st.sendDrain("the stream is old", dataplanev1.DrainCause_DRAIN_CAUSE_CONNECTION_AGE); err != nil {
 					return err
 				}
+				due = time.Now().Add(st.service.AgeGrace)
 				timer := time.NewTimer(st.service.AgeGrace)
 				defer timer.Stop()
 				left = timer.C
