@@ -52,8 +52,8 @@ func (c *Cluster) Traces() (*Traces, error) {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil // somebody removed the pins before
 			}
-			if err != nil || entry.IsDir() {
-				return err
+			if err != nil || entry.IsDir() || entry.Type() == fs.ModeSymlink {
+				return err // a link is a record beside the pins, and holds text
 			}
 			return traces.addPin(path)
 		})

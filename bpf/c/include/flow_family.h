@@ -152,7 +152,12 @@ __noinline int FAM(flow_make)(struct __sk_buff *skb, const struct FAM(packet) *p
 	f = FAM(frontend_get)(&p->dst, p->dport, p->proto);
 	client_route = FAM(route_flags)(&p->src);
 	r = &s->record;
-	if (!f && device == DEVICE_NONE)
+	/*
+	 * What programs of an earlier generation translated looks like a plain flow
+	 * behind them. A record of it could take the place of the flow's own when
+	 * that is carried over: both stand under the tuple that the backend sees.
+	 */
+	if (!f && (device == DEVICE_NONE || (cfg->flags & CONFIG_BEHIND)))
 		return FLOW_NONE;
 	if (!f && (!client_route || !FAM(route_flags)(&p->dst)))
 		return FLOW_NONE;
