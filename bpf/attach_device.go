@@ -137,7 +137,9 @@ func (d *Dataplane) attachClsact(ifindex int, hook Hook, name string, prog *ebpf
 	a := Attachment{Kind: KindClsact, Ifindex: ifindex, Hook: hook, Pin: d.devicePin(KindClsact, ifindex, hook)}
 	if _, err := os.Lstat(a.Pin); err == nil {
 		a.Adopted = true
-		if f := a.filter(); f != nil && f.Id == int(d.ids[name]) {
+		if f, err := a.filter(); err != nil {
+			return a, err
+		} else if f != nil && f.Id == int(d.ids[name]) {
 			return a, nil
 		}
 	}
@@ -158,7 +160,10 @@ func (d *Dataplane) attachClsact(ifindex int, hook Hook, name string, prog *ebpf
 // replaceClsact makes the filter run a program, and the pin remember it. Pinned
 // first: a crash in between leaves nothing that is not found again.
 func replaceClsact(a Attachment, name string, prog *ebpf.Program) error {
-	handle := a.handle()
+	handle, err := a.handle()
+	if err != nil {
+		return err
+	}
 	if err := os.Remove(a.Pin + fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove left-over pin: %w", err)
 	}
@@ -183,14 +188,21 @@ func replaceClsact(a Attachment, name string, prog *ebpf.Program) error {
 }
 
 // filters lists the device's that are ours, those of the other generation left
-// out.
-func (a Attachment) filters() []*netlink.BpfFilter {
+// out. Not to know them is an error: taken for none, a filter would stay with
+// the tables of before, get a second one beside it, or outlive its pin.
+func (a Attachment) filters() ([]*netlink.BpfFilter, error) {
 	parent := clsactParent(a.Hook)
 	all, err := netlink.FilterList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: a.Ifindex}}, parent)
-	if err != nil {
-		return nil
+	if errors.Is(err, unix.ENODEV) {
+		return nil, nil // the device is gone, and its filters
 	}
-	others, _ := pinnedProgramID(elsewhere(a.Pin))
+	if err != nil {
+		return nil, fmt.Errorf("list filters: %w", err)
+	}
+	others, err := pinnedProgramID(elsewhere(a.Pin))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("program of the other generation: %w", err)
+	}
 	var ours []*netlink.BpfFilter
 	for _, f := range all {
 		have, ok := f.(*netlink.BpfFilter)
@@ -199,30 +211,35 @@ func (a Attachment) filters() []*netlink.BpfFilter {
 			ours = append(ours, have)
 		}
 	}
-	return ours
+	return ours, nil
 }
 
 // filter is the attachment's, nil if somebody removed it.
-func (a Attachment) filter() *netlink.BpfFilter {
-	if all := a.filters(); len(all) > 0 {
-		return all[0]
+func (a Attachment) filter() (*netlink.BpfFilter, error) {
+	all, err := a.filters()
+	if err != nil || len(all) == 0 {
+		return nil, err
 	}
-	return nil
+	return all[0], nil
 }
 
 // handle is that of the attachment's filter, or for one to be made, that the
 // other generation does not have.
-func (a Attachment) handle() uint32 {
-	if f := a.filter(); f != nil {
-		return f.Handle
+func (a Attachment) handle() (uint32, error) {
+	if f, err := a.filter(); err != nil {
+		return 0, err
+	} else if f != nil {
+		return f.Handle, nil
 	}
 	other := Attachment{Kind: a.Kind, Ifindex: a.Ifindex, Hook: a.Hook, Pin: elsewhere(a.Pin)}
 	if _, err := os.Lstat(other.Pin); err == nil {
-		if f := other.filter(); f != nil && f.Handle == clsactHandles[0] {
-			return clsactHandles[1]
+		if f, err := other.filter(); err != nil {
+			return 0, err
+		} else if f != nil && f.Handle == clsactHandles[0] {
+			return clsactHandles[1], nil
 		}
 	}
-	return clsactHandles[0]
+	return clsactHandles[0], nil
 }
 
 // pinnedProgramID is the id of a pinned program.
@@ -238,11 +255,11 @@ func pinnedProgramID(pin string) (ebpf.ProgramID, error) {
 // removeFilter removes the filter. The qdisc stays: others may use it, and
 // empty it costs nothing.
 func (a Attachment) removeFilter() error {
-	f := a.filter()
-	if f == nil {
-		return nil
+	f, err := a.filter()
+	if err != nil || f == nil {
+		return err
 	}
-	err := netlink.FilterDel(clsactFilter(a.Ifindex, a.Hook, f.Handle))
+	err = netlink.FilterDel(clsactFilter(a.Ifindex, a.Hook, f.Handle))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
 		return nil // the filter, the qdisc or the device is gone
 	}

@@ -198,11 +198,6 @@ func (d *Dataplane) openPrograms() error {
 		d.adopted = append(slices.DeleteFunc(d.adopted, func(a Adopted) bool { return a.Name == name }),
 			Adopted{Name: name, MaxEntries: s.fresh[name].MaxEntries(), Wanted: s.fresh[name].MaxEntries()})
 	}
-	for _, path := range left {
-		if err := os.RemoveAll(path); err != nil {
-			return fmt.Errorf("remove what an earlier agent left: %w", err)
-		}
-	}
 	return nil
 }
 

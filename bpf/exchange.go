@@ -114,9 +114,9 @@ func exchangeLink(pin string, known map[ebpf.ProgramID]string, to programSet) er
 
 // exchangeClsact does the same for a filter of the clsact qdisc.
 func (d *Dataplane) exchangeClsact(a Attachment, known map[ebpf.ProgramID]string, to programSet) error {
-	f := a.filter()
-	if f == nil {
-		return nil // somebody removed it
+	f, err := a.filter()
+	if err != nil || f == nil { // nil: somebody removed it
+		return err
 	}
 	name := known[ebpf.ProgramID(f.Id)]
 	next := to.programs[name]

@@ -133,7 +133,9 @@ func (s *stage) copyTables() error {
 
 // commit moves the pins in place of those in use and makes the maps and programs
 // the dataplane's. Every attachment runs the new programs by then, so there is no
-// way back: what cannot be moved is pinned anew.
+// way back: what cannot be moved is pinned anew. While something is not, what is
+// left of the stage stays, as the next start knows the attachments' programs by
+// it; else all stages go, also those of growths that failed.
 func (s *stage) commit() error {
 	d := s.d
 	var errs []error
@@ -146,11 +148,25 @@ func (s *stage) commit() error {
 		}
 	}
 	if err := movePrograms(s.programsDir(), d.programsDir(), sortedKeys(s.programs)); err != nil {
-		err = pinPrograms(d.programsDir(), s.programSet, func() (string, error) { return d.digest(s.maps) })
-		errs = append(errs, err)
+		if err := pinPrograms(d.programsDir(), s.programSet, func() (string, error) { return d.digest(s.maps) }); err != nil {
+			errs = append(errs, err)
+		}
 	}
-	errs = append(errs, os.RemoveAll(s.path))
+	if len(errs) == 0 {
+		errs = append(errs, removeStages(d.opts.PinPath))
+	}
 	d.take(s)
+	return errors.Join(errs...)
+}
+
+// removeStages removes all stages, whose programs no attachment may run.
+func removeStages(pinPath string) error {
+	var errs []error
+	for _, path := range stages(pinPath) {
+		if err := os.RemoveAll(path); err != nil {
+			errs = append(errs, fmt.Errorf("remove what was prepared: %w", err))
+		}
+	}
 	return errors.Join(errs...)
 }
 

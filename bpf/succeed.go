@@ -122,8 +122,12 @@ func (d *Dataplane) standBehind() error {
 		if a.Kind == KindCgroup || a.Severed {
 			continue
 		}
+		runs, err := a.runs()
+		if err != nil {
+			return fmt.Errorf("program of %s: %w", a, err)
+		}
 		for _, role := range []Role{Pod, Uplink} {
-			if names[a.runs()] != deviceProgram(role, a.Hook) {
+			if names[runs] != deviceProgram(role, a.Hook) {
 				continue
 			}
 			if _, err := d.attachDevice(a.Ifindex, role, a.Hook); err != nil {
@@ -134,24 +138,26 @@ func (d *Dataplane) standBehind() error {
 	return nil
 }
 
-// runs is the id of the program that an attachment runs; 0 if unknown.
-func (a Attachment) runs() ebpf.ProgramID {
+// runs is the id of the program that an attachment runs; 0 if somebody removed
+// its filter.
+func (a Attachment) runs() (ebpf.ProgramID, error) {
 	if a.Kind == KindClsact {
-		if f := a.filter(); f != nil {
-			return ebpf.ProgramID(f.Id)
+		f, err := a.filter()
+		if err != nil || f == nil {
+			return 0, err
 		}
-		return 0
+		return ebpf.ProgramID(f.Id), nil
 	}
 	l, err := link.LoadPinnedLink(a.Pin, nil)
 	if err != nil {
-		return 0
+		return 0, err
 	}
 	defer l.Close()
 	info, err := l.Info()
 	if err != nil {
-		return 0
+		return 0, err
 	}
-	return info.Program
+	return info.Program, nil
 }
 
 // emptyPast removes every element of a table of the past.

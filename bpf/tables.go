@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"runtime/debug"
 	"slices"
 
@@ -92,25 +93,83 @@ func (g *Growth) Exchange() error {
 	known := d.byID()
 	maps.Copy(known, d.strays)
 	if err := d.exchangeLinks(known, g.s.programSet); err != nil {
-		if back := d.exchangeLinks(g.s.byID(), d.programSet); back != nil {
+		maps.Copy(known, g.s.byID())
+		if back := d.exchangeLinks(known, d.programSet); back != nil {
 			// Some attachments read tables that are not written any more, until
 			// the next growth or start. The pins stay: a start knows them by
 			// these.
-			d.strays = g.s.byID()
+			d.strays = known
 			return errors.Join(err, fmt.Errorf("and back: %w", back))
 		}
 		g.s.abandon()
 		return err
 	}
+	d.strays = nil
 	if err := g.s.commit(); err != nil {
 		return fmt.Errorf("%w: %w", ErrPins, err)
 	}
-	d.strays = nil
 	return nil
 }
 
-// ErrPins says that new tables are in use but could not all be pinned.
+// ErrPins says that new tables are in use but could not all be pinned, which
+// [Dataplane.PinTables] tries again.
 var ErrPins = errors.New("tables are in use that are not pinned")
+
+// PinTables pins the tables and the programs in use where something else is
+// pinned, or nothing. No growth may be prepared meanwhile.
+func (d *Dataplane) PinTables() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.restorePins(); err != nil {
+		return err
+	}
+	for _, name := range tables {
+		if err := d.pinTable(name); err != nil {
+			return fmt.Errorf("pin map %s: %w", name, err)
+		}
+	}
+	if err := pinPrograms(d.programsDir(), d.programSet, func() (string, error) { return d.digest(d.maps) }); err != nil {
+		return err
+	}
+	if len(d.strays) > 0 {
+		return nil // the next start knows them by their pins
+	}
+	return removeStages(d.opts.PinPath)
+}
+
+// pinTable puts the pin of a table in place of another's in one step.
+func (d *Dataplane) pinTable(name string) error {
+	path := d.mapPin(name)
+	have, err := ebpf.LoadPinnedMap(path, nil)
+	if err == nil {
+		defer have.Close()
+		if same, err := sameMap(have, d.maps[name]); err != nil || same {
+			return err
+		}
+	}
+	if err := os.Remove(path + fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove left-over pin: %w", err)
+	}
+	if err := pinAt(d.maps[name], path+fresh); err != nil {
+		return err
+	}
+	return os.Rename(path+fresh, path)
+}
+
+// sameMap tells whether two descriptors are of one map.
+func sameMap(a, b *ebpf.Map) (bool, error) {
+	infoA, err := a.Info()
+	if err != nil {
+		return false, err
+	}
+	infoB, err := b.Info()
+	if err != nil {
+		return false, err
+	}
+	idA, known := infoA.ID()
+	idB, _ := infoB.ID()
+	return known && idA == idB, nil
+}
 
 // Abort gives the growth up.
 func (g *Growth) Abort() { g.s.abandon() }

@@ -109,7 +109,9 @@ func (f *filled) check(want map[string]map[string]string) {
 		var id ebpf.ProgramID
 		if a.Kind != KindClsact {
 			id = programOf(f, a.Pin)
-		} else if filter := a.filter(); filter != nil {
+		} else if filter, err := a.filter(); err != nil {
+			f.Errorf("%s: %v", a, err)
+		} else if filter != nil {
 			id = ebpf.ProgramID(filter.Id)
 		}
 		if known[id] == "" {

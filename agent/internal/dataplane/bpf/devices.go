@@ -63,6 +63,8 @@ type Kernel interface {
 	TableSizes() map[string]uint32
 	// PrepareGrowth makes larger tables ready to take the place of those in use.
 	PrepareGrowth(sizes map[string]uint32) (Growth, error)
+	// PinTables pins what a growth could not.
+	PinTables() error
 	// DumpMap calls visit with each entry of a map; dataplane.ErrNoMap if there
 	// is none of that name.
 	DumpMap(name string, visit func(key, value string) error) error

@@ -47,6 +47,8 @@ func (p *Plane) growTable(name string, entries uint32) error {
 	defer p.mu.Unlock()
 	delete(p.full, name) // what was asked for is not to be tried again by itself
 	fault := p.growthFault
-	p.growthFault = ""
+	if !p.unpinned {
+		p.growthFault = ""
+	}
 	return errors.New(fault)
 }

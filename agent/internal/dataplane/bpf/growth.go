@@ -81,10 +81,12 @@ func (p *Plane) Grow(ctx context.Context, refresh func(context.Context) error, g
 		case <-p.grow:
 		}
 		pause := growthPace
-		if sizes := p.toGrow(); len(sizes) > 0 {
+		if sizes := p.toGrow(); len(sizes) > 0 || p.hasUnpinned() {
 			names := slices.Sorted(maps.Keys(sizes))
 			if p.growTo(sizes) {
-				grown(names)
+				if len(names) > 0 {
+					grown(names)
+				}
 				pause = 0 // it may not be enough
 			} else {
 				pause = growthRetry
@@ -99,10 +101,28 @@ func (p *Plane) Grow(ctx context.Context, refresh func(context.Context) error, g
 	}
 }
 
-// growTo replaces tables. Changes wait only while they are copied.
+func (p *Plane) hasUnpinned() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.unpinned
+}
+
+// growTo replaces tables, if any, when all that an earlier growth could not pin
+// is pinned. Changes wait only while they are copied.
 func (p *Plane) growTo(sizes map[string]uint32) bool {
 	p.growing.Lock()
 	defer p.growing.Unlock()
+	if p.hasUnpinned() && !p.pinTables() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for name := range sizes {
+			p.full[name] = struct{}{} // they grow when the pins are there
+		}
+		return false
+	}
+	if len(sizes) == 0 {
+		return true
+	}
 	started := time.Now()
 	g, err := p.kernel.PrepareGrowth(sizes)
 	prepared := time.Now()
@@ -116,6 +136,12 @@ func (p *Plane) growTo(sizes map[string]uint32) bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if errors.Is(err, mbpf.ErrPins) {
+		// They are larger, and not to grow again; only the pins are wanting.
+		p.unpinned = true
+		p.notPinned(err)
+		return false
+	}
 	if err != nil {
 		p.log.Error("replace tables by larger ones", zap.Any("sizes", sizes), zap.Error(err))
 		p.growthFault = fmt.Sprintf("tables could not be replaced by larger ones: %v", err)
@@ -128,4 +154,29 @@ func (p *Plane) growTo(sizes map[string]uint32) bool {
 	p.log.Info("tables were replaced by larger ones", zap.Any("sizes", sizes),
 		zap.Duration("preparing", prepared.Sub(started)), zap.Duration("exchanging", time.Since(prepared)))
 	return true
+}
+
+// pinTables tries again to pin what a growth could not.
+func (p *Plane) pinTables() bool {
+	err := p.kernel.PinTables()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err != nil {
+		p.notPinned(err)
+		return false
+	}
+	p.unpinned, p.growthFault = false, ""
+	p.log.Info("tables that had grown are pinned")
+	return true
+}
+
+// notPinned notes why the tables in use are not pinned.
+func (p *Plane) notPinned(err error) {
+	p.log.Error("pin larger tables", zap.Error(err))
+	p.growthFault = fmt.Sprintf("tables were replaced by larger ones that could not be pinned: %v; "+
+		"it is tried again, and until then a restart would not find them", err)
+	select {
+	case p.grow <- struct{}{}:
+	default:
+	}
 }

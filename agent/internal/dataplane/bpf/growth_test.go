@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -186,5 +188,42 @@ func TestGrowthFails(t *testing.T) {
 		}
 	case <-time.After(30 * time.Second):
 		t.Fatal("nothing is told")
+	}
+}
+
+// TestGrowthNotPinned cannot pin the larger table: the report says so, it does
+// not grow again, and the next attempt pins it.
+func TestGrowthNotPinned(t *testing.T) {
+	n := newNode(t)
+	devices(t)
+	n.give(true, cluster1()...)
+	pin := filepath.Join(n.pins, "maps", "frontends_v4")
+	if err := errors.Join(os.Remove(pin), os.MkdirAll(filepath.Join(pin, "in-the-way"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	n.plane.options.Growth = GrowthPolicy{Percent: 80, Limits: map[string]uint32{"frontends_v4": 1 << 20}}
+	for _, sizes := range []map[string]uint32{{"frontends_v4": 2048}, nil} {
+		if n.plane.growTo(sizes) {
+			t.Error("a table was pinned in place of a directory")
+		}
+		if p := strings.Join(n.plane.Refresh(context.Background()).Report.GetProblems(), " "); !strings.Contains(p, "could not be pinned") {
+			t.Errorf("problems %q", p)
+		}
+		if sizes := n.plane.toGrow(); len(sizes) > 0 {
+			t.Errorf("it would grow again: %v", sizes)
+		}
+	}
+	if err := os.RemoveAll(pin); err != nil {
+		t.Fatal(err)
+	}
+	if !n.plane.growTo(nil) {
+		t.Error("it was not pinned")
+	}
+	if p := n.plane.Refresh(context.Background()).Report.GetProblems(); len(p) > 0 {
+		t.Errorf("problems %q", p)
+	}
+	n.restart()
+	if size := n.system.TableSizes()["frontends_v4"]; size != 2048 {
+		t.Errorf("frontends_v4 has room for %d", size)
 	}
 }

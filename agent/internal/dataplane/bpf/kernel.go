@@ -370,6 +370,9 @@ func (s *System) PrepareGrowth(sizes map[string]uint32) (Growth, error) {
 	return g, nil
 }
 
+// PinTables implements Kernel.
+func (s *System) PinTables() error { return s.dataplane.PinTables() }
+
 // SNATPorts implements Kernel.
 func (s *System) SNATPorts(first, last uint16) (uint16, uint16) {
 	return s.dataplane.SNATPorts(first, last)

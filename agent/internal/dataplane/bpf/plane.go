@@ -119,6 +119,8 @@ type Plane struct {
 	full map[string]struct{}
 	// growthFault is why a table that should grow does not.
 	growthFault string
+	// unpinned tells that tables grew that could not be pinned yet.
+	unpinned bool
 	// growing is held by whoever replaces tables: one growth at a time.
 	growing sync.Mutex
 	// grow wakes the goroutine that makes tables grow.
