@@ -15,8 +15,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/millrace-project/millrace/test/kernels/guest"
 )
@@ -87,6 +89,11 @@ func (m Machine) Run(ctx context.Context, seen func(guest.Report)) (*Outcome, er
 		"-append", "console=ttyS0 quiet panic=-1 nowatchdog mitigations=off rdinit=/init",
 	)
 	cmd.Stdout, cmd.Stderr = &said, &said
+	// Tests that run out of time end without ending it. The death signal is sent
+	// when the thread that forked ends.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start qemu: %w", err)
 	}
