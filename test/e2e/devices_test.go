@@ -21,12 +21,10 @@ func TestDevices(t *testing.T) {
 		name    string
 		options testbed.Options
 	}{
-		{"vlan", testbed.Options{Uplink: testbed.UplinkVLAN}},
-		{"bond", testbed.Options{Uplink: testbed.UplinkBond}},
+		{"vlan-netkit", testbed.Options{Uplink: testbed.UplinkVLAN, PodDevice: testbed.PodNetkit}},
+		{"bond-netkit-l2", testbed.Options{Uplink: testbed.UplinkBond, PodDevice: testbed.PodNetkitL2}},
 		{"vlan-on-bond", testbed.Options{Uplink: testbed.UplinkVLANOnBond}},
 		{"bridge", testbed.Options{Uplink: testbed.UplinkBridge}},
-		{"netkit", testbed.Options{PodDevice: testbed.PodNetkit}},
-		{"netkit-l2", testbed.Options{PodDevice: testbed.PodNetkitL2}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if err := c.options.Available(); err != nil {
