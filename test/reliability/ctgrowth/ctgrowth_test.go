@@ -5,7 +5,6 @@ package ctgrowth
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -23,6 +22,7 @@ import (
 // all that are open are used; then lets maps grow by order and kills the agent in
 // the middle of it, again and again.
 func TestGrowth(t *testing.T) {
+	random := reliability.Random(t)
 	w := start(t)
 	perLane, kills := 30, 3
 	if reliability.Soak() {
@@ -50,8 +50,9 @@ func TestGrowth(t *testing.T) {
 		largest = max(largest, m.GetMaxEntries())
 	}
 	w.noProblems()
-	interrupted := 0
-	for kill := range kills {
+	interrupted, kill := 0, 0
+	// Some more if none came while entries moved.
+	for ; kill < kills || interrupted == 0 && kill < 10*kills; kill++ {
 		var calls sync.WaitGroup
 		size := 2*largest + uint32(64*kill)
 		for _, name := range []string{"established_v4", "embryonic_v4", "established_v6", "embryonic_v6"} {
@@ -60,7 +61,7 @@ func TestGrowth(t *testing.T) {
 				w.agent.GrowMap(context.Background(), &agentv1.GrowMapRequest{Name: name, MaxEntries: size}) //nolint:errcheck
 			})
 		}
-		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond) // the instant is what differs
+		time.Sleep(time.Duration(random.IntN(300)) * time.Millisecond) // the instant is what differs
 		if maps, err := w.maps(); err == nil && len(maps) > 4 {
 			interrupted++
 		}
@@ -78,8 +79,11 @@ func TestGrowth(t *testing.T) {
 	w.settled()
 	stop()
 	w.all()
-	t.Logf("figure: %d kills, %d of them while entries moved; %d connections, %d requests, %d failed", kills, interrupted,
+	t.Logf("figure: %d kills, %d of them while entries moved; %d connections, %d requests, %d failed", kill, interrupted,
 		w.connections(), w.requests.Load(), w.failures.Load())
+	if interrupted == 0 {
+		t.Errorf("none of %d kills came while entries moved", kill)
+	}
 }
 
 // TestLimit fills a map that may not grow further: what is open goes on, new

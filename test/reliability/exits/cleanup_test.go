@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+
+	"github.com/millrace-project/millrace/test/reliability"
 )
 
 // cleanup runs the agent's cleanup, and tells whether it was killed.
@@ -105,11 +107,11 @@ func leftOn(device netlink.Link) (left error) {
 // nothing; and an agent that is killed at its first start leaves nothing that
 // the next one, or a cleanup, does not find.
 func TestExitsOfCleanup(t *testing.T) {
-	r := random(t)
+	r := reliability.Random(t)
 	w := start(t, settings{})
 	sum := newTally()
 	w.exitsOfCleanup(t, r, sum, 8)
-	t.Log("figure:", sum)
+	sum.tell(t)
 }
 
 func (w *world) exitsOfCleanup(t *testing.T, r *rand.Rand, sum *tally, count int) {

@@ -39,15 +39,24 @@ func (s *tally) String() string {
 	return fmt.Sprintf("%d changes, %d exit points: %v", s.changes, s.points, s.calls)
 }
 
+// tell prints the tally, and fails a test that killed nothing.
+func (s *tally) tell(t *testing.T) {
+	t.Helper()
+	t.Log("figure:", s)
+	if s.points == 0 {
+		t.Error("not a single exit was made")
+	}
+}
+
 // TestExits makes changes of services and kills the agent before its n-th call
 // of each. In between the kernel must be in the state before or after; restarted
 // the agent must converge; and traffic that runs all the while must not notice.
 func TestExits(t *testing.T) {
-	r := random(t)
+	r := reliability.Random(t)
 	w := start(t, settings{})
 	w.startTraffic(t, w.now["svc-1"])
 	sum := newTally()
-	defer func() { t.Log("figure:", sum) }()
+	defer sum.tell(t)
 	// In a soak one round of pods and nodes takes all of their exits.
 	changes, topologyAt, turns := 40, 10, 2
 	if reliability.Soak() {

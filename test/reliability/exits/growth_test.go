@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/millrace-project/millrace/test/reliability"
 )
 
 // sizes are flags that make all maps that can grow of that many entries.
@@ -21,7 +23,7 @@ func sizes(entries int) []string {
 // larger ones at its start. No flow may notice, whatever maps there are two of;
 // the next agent finishes it or begins anew.
 func TestExitsOfGrowth(t *testing.T) {
-	r := random(t)
+	r := reliability.Random(t)
 	entries := 1024
 	w := start(t, settings{args: sizes(entries)})
 	w.startTraffic(t, w.now["svc-1"])
@@ -42,7 +44,7 @@ func TestExitsOfGrowth(t *testing.T) {
 		larger()
 		w.exitOfGrowth(t, r, sum, n, larger)
 	}
-	t.Log("figure:", sum)
+	sum.tell(t)
 }
 
 func (w *world) exitOfGrowth(t *testing.T, r *rand.Rand, sum *tally, n int, larger func()) {

@@ -4,9 +4,7 @@ package exits
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"strconv"
 	"testing"
 
 	"github.com/millrace-project/millrace/test/reliability/syscalls"
@@ -35,21 +33,4 @@ func run(m *testing.M) int {
 		}
 	}
 	return m.Run()
-}
-
-// seedVariable names the environment variable with a seed to repeat.
-const seedVariable = "MILLRACE_SEED"
-
-// random is seeded anew at each run, and tells its seed.
-func random(t *testing.T) *rand.Rand {
-	t.Helper()
-	seed := rand.Uint64()
-	if text := os.Getenv(seedVariable); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatalf("%s: %v", seedVariable, err)
-		}
-	}
-	t.Logf("figure: %s=%d", seedVariable, seed)
-	return rand.New(rand.NewPCG(seed, 0))
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/millrace-project/millrace/test/reliability"
 	"github.com/millrace-project/millrace/test/reliability/syscalls"
 )
 
@@ -19,23 +20,27 @@ import (
 // brings it home from memory: a log is there, it is whole, and it says what the
 // kernel has.
 func TestExitsOfRewriting(t *testing.T) {
-	r := random(t)
+	r := reliability.Random(t)
 	set, _ := onDisk(t)
 	set.prepare = nil
 	w := start(t, set)
 	w.startTraffic(t, w.now["svc-1"])
 	sum := newTally()
 	begins := func(c *syscalls.Call) bool { return c.Name == "openat" && strings.HasSuffix(c.Path, "/state.log.new") }
-	// After the file has taken its place come calls of other matters.
-	const calls = 7
-	for _, n := range sample(r, calls, 3) {
+	compact := func() {
 		w.kill(t)
 		w.lengthen(t)
+	}
+	compact()
+	length := w.lengthOfRewriting(begins)
+	w.launch(t)
+	for _, n := range sample(r, w.rewritten(t, length), 3) {
+		compact()
 		w.supervisor.KillAfter(begins, n)
 		w.launch(t)
 		w.exitOfRewriting(t, sum, fmt.Sprintf("compaction with an exit at call %d", n))
 	}
-	for _, n := range sample(r, calls, 3) {
+	away := func() {
 		w.supervisor.Set(func(c *syscalls.Call) syscalls.Verdict {
 			if strings.HasPrefix(c.Path, w.node.StateDir) && c.Name == "write" {
 				return syscalls.Fail(unix.EIO)
@@ -44,10 +49,50 @@ func TestExitsOfRewriting(t *testing.T) {
 		})
 		w.apply(t, w.nextChange(t))
 		w.waitProblem(t, "writes fail", "input/output error")
+	}
+	away()
+	length = w.lengthOfRewriting(begins)
+	for _, n := range sample(r, w.rewritten(t, length), 3) {
+		away()
 		w.supervisor.KillAfter(begins, n)
 		w.exitOfRewriting(t, sum, fmt.Sprintf("coming home with an exit at call %d", n))
 	}
-	t.Log("figure:", sum)
+	sum.tell(t)
+}
+
+// lengthOfRewriting sets a rule that disturbs nothing, and tells how many calls the
+// next rewriting of the log makes: from the one that begins it until its directory
+// is on the disk.
+func (w *world) lengthOfRewriting(begins func(*syscalls.Call) bool) <-chan int {
+	length, first := make(chan int, 1), 0
+	w.supervisor.Set(func(c *syscalls.Call) syscalls.Verdict {
+		if first == 0 && begins(c) {
+			first = c.Number
+		}
+		if first != 0 && c.Name == "fsync" && filepath.Clean(c.Path) == filepath.Clean(w.node.StateDir) {
+			select {
+			case length <- c.Number - first + 1:
+			default:
+			}
+		}
+		return syscalls.Continue
+	})
+	return length
+}
+
+// rewritten waits for the end of a rewriting, and returns how many exit points
+// there are: before each of its calls, and before the one after them.
+func (w *world) rewritten(t *testing.T, length <-chan int) int {
+	t.Helper()
+	select {
+	case n := <-length:
+		w.mustConverge(t, "counting the calls of a rewriting")
+		t.Logf("figure: a rewriting of the log makes %d calls", n)
+		return n + 1
+	case <-time.After(time.Minute):
+		t.Fatal("the log was not rewritten")
+		return 0
+	}
 }
 
 // exitOfRewriting waits for the agent's exit while it rewrites its log, and checks

@@ -46,12 +46,12 @@ func (w *world) died(t *testing.T, when string) bool {
 // TestExitsAtStart kills a starting agent before its n-th call, while it adopts
 // what is in the kernel and has a change to program that came when it was away.
 func TestExitsAtStart(t *testing.T) {
-	r := random(t)
+	r := reliability.Random(t)
 	w := start(t, settings{})
 	w.startTraffic(t, w.now["svc-1"])
 	sum := newTally()
 	w.exitsAtStart(t, r, sum, 12)
-	t.Log("figure:", sum)
+	sum.tell(t)
 }
 
 func (w *world) exitsAtStart(t *testing.T, r *rand.Rand, sum *tally, count int) {
@@ -95,7 +95,7 @@ func withoutTCX(c *syscalls.Call) syscalls.Verdict {
 // TestExitsWithoutTCX does all of it on clsact filters: pods that come and go,
 // starts, cleanups.
 func TestExitsWithoutTCX(t *testing.T) {
-	r := random(t)
+	r := reliability.Random(t)
 	w := start(t, settings{prepare: func(w *world) { w.supervisor.Always(withoutTCX) }})
 	running := w.startTraffic(t, w.now["svc-1"])
 	sum := newTally()
@@ -106,5 +106,5 @@ func TestExitsWithoutTCX(t *testing.T) {
 	}
 	w.traffic = nil
 	w.exitsOfCleanup(t, r, sum, 2)
-	t.Log("figure:", sum)
+	sum.tell(t)
 }

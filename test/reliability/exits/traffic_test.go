@@ -32,6 +32,9 @@ type traffic struct {
 	quit chan struct{}
 	done sync.WaitGroup
 
+	// flows that were opened; there are as many who open new sockets.
+	flows int
+
 	mu        sync.Mutex
 	exchanges int
 	failures  []error
@@ -82,6 +85,7 @@ func (w *world) startTraffic(t *testing.T, s testbed.Service) *traffic {
 					t.Fatalf("open a flow by %s %s v%d: %+v, %v", o.name, network, family, opened, err)
 				}
 				f := flow{name: fmt.Sprintf("%s %s v%d", o.name, network, family), prober: o.prober, session: opened.Session}
+				running.flows++
 				running.exchange(&f)
 				running.done.Go(func() { running.goOn(&f) })
 				running.done.Go(func() { running.dialOn(f.name, o.prober, dial) })
@@ -107,6 +111,11 @@ func (t *traffic) stop() error {
 	}
 	t.mu.Unlock()
 	t.done.Wait()
+	// The first exchange of each flow, and one more of everybody: tests take long
+	// enough for that.
+	if least := 3 * t.flows; t.exchanges < least {
+		return errors.Join(t.err(), fmt.Errorf("%d exchanges were made in all, want %d at least", t.exchanges, least))
+	}
 	return t.err()
 }
 

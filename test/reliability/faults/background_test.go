@@ -4,6 +4,7 @@ package faults
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
@@ -65,6 +66,24 @@ func (b *background) stop() error {
 func (b *background) String() string {
 	return fmt.Sprintf("meanwhile: %d changes of other services, %d scalings of those under load, %d queries of agents and calculators (%d with differences or without an answer)",
 		b.changes.Load(), b.scalings.Load(), b.queries.Load(), b.unanswered.Load())
+}
+
+// suffices tells what was done too rarely.
+func (b *background) suffices(elapsed time.Duration) error {
+	var all []error
+	for _, c := range []struct {
+		name       string
+		have, want uint64
+	}{
+		{"changes of other services", b.changes.Load(), uint64(minChanges * elapsed.Seconds())},
+		{"scalings", b.scalings.Load(), minScalings},
+		{"queries", b.queries.Load(), minQueries},
+	} {
+		if c.have < c.want {
+			all = append(all, fmt.Errorf("%d %s in %v prove little, want %d at least", c.have, c.name, elapsed.Round(time.Second), c.want))
+		}
+	}
+	return errors.Join(all...)
 }
 
 const (

@@ -25,6 +25,7 @@ type fault struct {
 	do   func(ctx context.Context, r *rig, random *rand.Rand) error
 }
 
+// faults that can be made anywhere.
 var faults = []fault{
 	{"agent killed", agentKilled},
 	{"agent killed while starting", agentKilledStarting},
@@ -36,11 +37,13 @@ var faults = []fault{
 	{"API server restarted", apiServerRestarted},
 	{"maps enlarged by flags", mapsEnlarged},
 	{"maps of flows enlarged on demand", flowMapsEnlarged},
-	{"agent of the previous release", previousRelease},
 	{"devices made and removed", devices},
 	{"uplink address added and removed", uplinkAddress},
 	{"pods made and removed", pods},
 }
+
+// ofPreviousRelease takes the history of the repository.
+var ofPreviousRelease = fault{"agent of the previous release", previousRelease}
 
 // pause waits up to a time.
 func pause(random *rand.Rand, most time.Duration) {
@@ -305,9 +308,6 @@ func sizeOf(ctx context.Context, agent *testbed.Agent, name string) (uint32, err
 // previousRelease runs the previous release's agent for a while: its programs
 // take the place of the present ones, and these theirs.
 func previousRelease(ctx context.Context, r *rig, random *rand.Rand) error {
-	if r.previous.Agent == "" {
-		return nil
-	}
 	node := random.IntN(len(r.agents))
 	for _, program := range []string{r.previous.Agent, r.binaries.Agent} {
 		err := r.withAgent(ctx, node, stop, func(agent *testbed.Agent) error {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -51,6 +52,7 @@ type rig struct {
 	*testbed.Cluster
 	binaries    testbed.Binaries
 	previous    testbed.Binaries // of the previous release, if they can be had
+	faults      []fault          // that can be made
 	plane       *controlplane.ControlPlane
 	calculators []*testbed.Calculator
 	agents      []*testbed.Agent
@@ -72,7 +74,7 @@ func startRig(t *testing.T) *rig {
 	if err := testbed.Supported(); err != nil {
 		t.Skip(err)
 	}
-	r := &rig{}
+	r := &rig{faults: faults}
 	var err error
 	if r.binaries, err = testbed.BuildBinaries(binDir); err != nil {
 		t.Fatal(err)
@@ -82,10 +84,11 @@ func startRig(t *testing.T) *rig {
 		r.previous, err = release.Build(r.binaries)
 	}
 	if errors.Is(err, skew.ErrNoHistory) {
-		t.Logf("without the previous release: %v", err)
-		r.previous = testbed.Binaries{}
+		t.Logf("figure: left out: %s: %v", ofPreviousRelease.name, err)
 	} else if err != nil {
 		t.Fatal(err)
+	} else {
+		r.faults = append(slices.Clone(faults), ofPreviousRelease)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()

@@ -9,8 +9,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
-	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,29 +20,22 @@ import (
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
-// seedVariable names the environment variable with the number that everything
-// random is derived from, to run a failure once more.
-const seedVariable = "MILLRACE_SEED"
-
-func seed(t *testing.T) uint64 {
-	t.Helper()
-	text := os.Getenv(seedVariable)
-	if text == "" {
-		return rand.Uint64()
-	}
-	number, err := strconv.ParseUint(text, 0, 64)
-	if err != nil {
-		t.Fatalf("%s: %v", seedVariable, err)
-	}
-	return number
-}
+// What a run must reach to prove something, however busy the machine is.
+const (
+	minRate     = rate / 2 // of requests, a second
+	minChanges  = 1        // of other services, a second
+	minScalings = 3
+	minQueries  = 10
+	// maxRetransmitted is how many requests there are for each segment that TCP
+	// may send once more: a busy machine answers later than TCP expects.
+	maxRetransmitted = 1000
+)
 
 // TestFaults lets all faults happen to a cluster under load, one after another
 // and then at random, two at a time: no request fails, and no connection has
 // to be tried twice.
 func TestFaults(t *testing.T) {
-	number := seed(t)
-	t.Logf("figure: %s=%d", seedVariable, number)
+	number := reliability.Seed(t)
 	span := 20 * time.Second
 	if reliability.Soak() {
 		span = 10 * time.Minute
@@ -82,6 +73,15 @@ func TestFaults(t *testing.T) {
 	if report.Failed > 0 {
 		t.Errorf("%d of %d requests failed", report.Failed, report.Requests)
 	}
+	if least := uint64(minRate * elapsed.Seconds()); report.Requests < least {
+		t.Errorf("%d requests in %v prove little, want %d at least", report.Requests, elapsed.Round(time.Second), least)
+	}
+	if most := report.Requests / maxRetransmitted; report.Retransmitted > most {
+		t.Errorf("TCP sent %d segments once more, want %d at most", report.Retransmitted, most)
+	}
+	if err := background.suffices(elapsed); err != nil {
+		t.Error(err)
+	}
 	for stream, requests := range report.Streams {
 		if requests == 0 {
 			t.Errorf("stream %q made no request", stream)
@@ -91,7 +91,7 @@ func TestFaults(t *testing.T) {
 
 // oneByOne lets each fault happen once.
 func (r *rig) oneByOne(t *testing.T, random *rand.Rand) {
-	for _, fault := range faults {
+	for _, fault := range r.faults {
 		before := r.record.failed()
 		if err := r.breakIt(fault, random); err != nil {
 			t.Fatalf("%s: %v", fault.name, err)
@@ -122,7 +122,7 @@ func (r *rig) atRandom(t *testing.T, number uint64, span time.Duration) {
 		random := rand.New(rand.NewPCG(number, uint64(worker+1)))
 		group.Go(func() {
 			for time.Now().Before(end) {
-				fault := faults[random.IntN(len(faults))]
+				fault := r.faults[random.IntN(len(r.faults))]
 				if err := r.breakIt(fault, random); err != nil {
 					t.Errorf("%s: %v", fault.name, err)
 					return

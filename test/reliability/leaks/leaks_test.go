@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -277,4 +278,10 @@ func TestRestarts(t *testing.T) {
 	}
 	w.expectNoMore(t, before)
 	t.Logf("figure: memory of each agent in sync, KiB: %v", sizes)
+	// Each agent finds the same, so it needs as much as the first one, but for the
+	// collector's rhythm.
+	const rhythm = 3 << 10
+	if least, most := slices.Min(sizes), slices.Max(sizes); most-least > rhythm {
+		t.Errorf("agents that find the same need from %d to %d KiB", least, most)
+	}
 }

@@ -68,8 +68,7 @@ func testKilled(t *testing.T, f *fixture) {
 		lasts = 10 * time.Minute
 	}
 	ctx := limit(t, lasts+5*time.Minute)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("figure: seed %d", seed)
+	seed := reliability.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 0))
 	c := &changer{f: f, random: rand.New(rand.NewPCG(seed, 1)), current: map[string]*testbed.Service{}}
 	changing, stop := context.WithCancel(ctx)

@@ -23,7 +23,8 @@ const (
 // auditArch names the architecture in struct seccomp_data.
 var auditArch = map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}[runtime.GOARCH]
 
-// bpfChanges are the commands of bpf(2) that change something.
+// bpfChanges are the commands of bpf(2) that change something. A program that is
+// run may: entries of flows are moved by one.
 var bpfChanges = map[uint32]string{
 	unix.BPF_MAP_CREATE:                  "MAP_CREATE",
 	unix.BPF_MAP_UPDATE_ELEM:             "MAP_UPDATE_ELEM",
@@ -32,6 +33,7 @@ var bpfChanges = map[uint32]string{
 	unix.BPF_OBJ_PIN:                     "OBJ_PIN",
 	unix.BPF_PROG_ATTACH:                 "PROG_ATTACH",
 	unix.BPF_PROG_DETACH:                 "PROG_DETACH",
+	unix.BPF_PROG_TEST_RUN:               "PROG_TEST_RUN",
 	unix.BPF_MAP_LOOKUP_AND_DELETE_ELEM:  "MAP_LOOKUP_AND_DELETE_ELEM",
 	unix.BPF_MAP_FREEZE:                  "MAP_FREEZE",
 	unix.BPF_MAP_LOOKUP_AND_DELETE_BATCH: "MAP_LOOKUP_AND_DELETE_BATCH",
