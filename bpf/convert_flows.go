@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"sync"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -18,14 +19,19 @@ import (
 type flowConversion[A layout.IP] struct {
 	old     *ebpf.Map
 	convert func(key, value []byte) (k, v []byte)
-	to      *ebpf.Map // where they go
-	other   *ebpf.Map // where they must not be, too
+	to      *Generations // where they go
+	other   *Generations // where they must not be, too
+	// writing keeps away who exchanges those or moves their entries: what is
+	// entered in a map that has drained meanwhile is dropped with it.
+	writing sync.Locker
 
 	moved, left int
 }
 
 func (c *flowConversion[A]) run() error {
 	return eachRaw(c.old, func(r rawElements) error {
+		c.writing.Lock()
+		defer c.writing.Unlock()
 		for i := range r.len() {
 			if err := c.move(r.key(i), r.value(i)); err != nil {
 				return err
@@ -67,9 +73,10 @@ func (c *flowConversion[A]) move(key, value []byte) error {
 	if e == nil {
 		return nil
 	}
+	to := c.to.Current()
 	elements := append([]flowElement[A]{{*k, *e}}, aliases(e)...)
 	for _, el := range elements {
-		err := c.to.Put(&el.key, &el.entry)
+		err := to.Put(&el.key, &el.entry)
 		if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOMEM) {
 			c.left++
 			return nil // the past keeps it
@@ -99,10 +106,10 @@ func (c *flowConversion[A]) move(key, value []byte) error {
 	// the change is carried on.
 	_, changed := c.read(key, last)
 	var have layout.CtEntry[A]
-	if changed == nil || c.to.Lookup(k, &have) != nil || have != *e {
+	if changed == nil || to.Lookup(k, &have) != nil || have != *e {
 		return nil
 	}
-	if err := c.to.Update(k, changed, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := to.Update(k, changed, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return err
 	}
 	return nil
@@ -110,12 +117,15 @@ func (c *flowConversion[A]) move(key, value []byte) error {
 
 // clear removes an element of another flow from the other map.
 func (c *flowConversion[A]) clear(key *layout.CtKey[A], nonce uint32) error {
-	var have layout.CtEntry[A]
-	if err := c.other.Lookup(key, &have); err != nil || have.Nonce == nonce {
-		return nil
-	}
-	if err := c.other.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return err
+	current, draining := c.other.Maps()
+	for _, m := range []*ebpf.Map{draining, current} {
+		var have layout.CtEntry[A]
+		if m == nil || m.Lookup(key, &have) != nil || have.Nonce == nonce {
+			continue
+		}
+		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
 	}
 	return nil
 }

@@ -79,6 +79,8 @@ type Dataplane struct {
 	configMu sync.Mutex // of Config
 	behind   bool       // programs of the past run before these
 
+	succeeding sync.Mutex // held by Succeed, before mu
+
 	mu      sync.Mutex // guards attachments' pins
 	barrier barrier
 }

@@ -136,7 +136,11 @@ func (d *Dataplane) openMap(name string, spec *ebpf.MapSpec) (*ebpf.Map, error) 
 	s := spec.Copy()
 	s.Contents = nil
 	if d.past != nil && s.MaxEntries > 1 {
-		s.MaxEntries = max(s.MaxEntries, d.pastSize(name))
+		before, err := d.pastSize(name)
+		if err != nil {
+			return nil, err
+		}
+		s.MaxEntries = max(s.MaxEntries, before)
 	}
 	if m, err = ebpf.NewMap(s); err != nil {
 		return nil, fmt.Errorf("create map %s: %w", name, err)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -130,7 +131,7 @@ func TestStrangeMapIsSetAside(t *testing.T) {
 	if found, blank := d.Past(); !found || !slices.Contains(blank, "frontends_v4") {
 		t.Errorf("past %v, blank %v", found, blank)
 	}
-	if s, err := d.Succeed(); err != nil || !s.Done {
+	if s, err := d.Succeed(new(sync.Mutex)); err != nil || !s.Done {
 		t.Errorf("%+v, %v", s, err)
 	}
 	var key layout.FrontendKeyV4

@@ -78,6 +78,12 @@ func finishRetiring(pinPath string) error {
 	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
+	// What is left of a past before this one would be in the way for ever.
+	if exists(pastPath(pinPath)) {
+		if err := removePast(pinPath); err != nil {
+			return fmt.Errorf("remove what was before: %w", err)
+		}
+	}
 	for _, dir := range []string{"links", "programs", "maps"} {
 		if _, err := os.Lstat(filepath.Join(path, dir)); err == nil {
 			continue
@@ -163,12 +169,18 @@ func (d *Dataplane) doubtPast() error {
 		return err
 	}
 	for name, s := range spec.Maps {
+		if isObjectData(name) {
+			continue // never pinned
+		}
 		pin := name
 		if s.InnerMap != nil {
 			pin, s = name+"-current", s.InnerMap
 		}
 		m, err := d.openPastMap(pin)
 		if err != nil {
+			return err
+		}
+		if m == nil {
 			continue
 		}
 		wanted := *s
@@ -206,8 +218,10 @@ func (d *Dataplane) changeLayouts() error {
 	if changed {
 		d.turn = 1 - d.turn
 		// The generation before the one that becomes the past has had its time.
-		if err := errors.Join(removePast(d.opts.PinPath), retire(d.opts.PinPath), makePinDirs(d.opts.PinPath)); err != nil {
-			return err
+		for _, step := range []func(string) error{removePast, retire, makePinDirs} {
+			if err := step(d.opts.PinPath); err != nil {
+				return err
+			}
 		}
 	}
 	return d.writeLayouts()
@@ -277,9 +291,9 @@ func (d *Dataplane) fromPast(name string, m *ebpf.Map) error {
 	if !isTable(name) && name != "config" {
 		return nil
 	}
-	old, err := ebpf.LoadPinnedMap(filepath.Join(d.past.path, "maps", name), nil)
-	if err != nil {
-		return nil // there is none
+	old, err := d.openPastMap(name)
+	if old == nil || err != nil {
+		return err
 	}
 	defer old.Close()
 	convert := d.converter(name, d.past.layouts[name])
@@ -302,13 +316,13 @@ func (d *Dataplane) fromPast(name string, m *ebpf.Map) error {
 }
 
 // pastSize is how large a new map must be at least, to hold what the past's does.
-func (d *Dataplane) pastSize(pin string) uint32 {
-	m, err := ebpf.LoadPinnedMap(filepath.Join(d.past.path, "maps", pin), nil)
-	if err != nil {
-		return 0
+func (d *Dataplane) pastSize(pin string) (uint32, error) {
+	m, err := d.openPastMap(pin)
+	if m == nil || err != nil {
+		return 0, err
 	}
 	defer m.Close()
-	return m.MaxEntries()
+	return m.MaxEntries(), nil
 }
 
 // pastPin is where the past's attachment is pinned that stands at the place of a

@@ -5,8 +5,10 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -50,59 +52,101 @@ func (d *Dataplane) Past() (found bool, blank []string) {
 }
 
 // Succeed takes over from the past. It is called when the tables are filled and
-// the programs are attached to the cgroup, and again until it is done.
-func (d *Dataplane) Succeed() (Succession, error) {
+// the programs are attached to the cgroup, and again until it is done. It holds
+// writing while it enters flows, some thousands at a time: whoever exchanges a
+// map of flows or moves its entries has to hold it, too.
+func (d *Dataplane) Succeed(writing sync.Locker) (Succession, error) {
+	d.succeeding.Lock()
+	defer d.succeeding.Unlock()
+	if found, err := d.beginSucceeding(); !found || err != nil {
+		return Succession{Done: err == nil}, err
+	}
+	// This takes seconds where there are many flows, in which devices come and go.
+	s, err := d.convertPast(writing)
+	if err != nil {
+		return s, err
+	}
+	err = d.endSucceeding(&s)
+	return s, err
+}
+
+// beginSucceeding ends that the past takes up anything new, if there is a past.
+func (d *Dataplane) beginSucceeding() (found bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.past == nil {
-		return Succession{Done: true}, nil
+		return false, nil
 	}
 	if err := d.standBehind(); err != nil {
-		return Succession{}, err
+		return true, err
 	}
 	for _, name := range []string{"frontends_v4", "frontends_v6", "routes_v4", "routes_v6"} {
 		if err := d.emptyPast(name); err != nil {
-			return Succession{}, err
+			return true, err
 		}
 	}
+	return true, nil
+}
+
+// convertPast converts what can be converted. The caller holds d.succeeding, as
+// whoever changes d.past does.
+func (d *Dataplane) convertPast(writing sync.Locker) (Succession, error) {
+	s := Succession{}
 	// Programs of the past that found a frontend a moment ago have ended then.
 	if err := d.Quiesce(); err != nil {
-		return Succession{}, err
-	}
-	s := Succession{}
-	if err := errors.Join(convertFamily[layout.V4](d, d.V4, &s), convertFamily[layout.V6](d, d.V6, &s)); err != nil {
 		return s, err
 	}
+	err := errors.Join(convertFamily[layout.V4](d, d.V4, writing, &s), convertFamily[layout.V6](d, d.V6, writing, &s))
+	return s, err
+}
+
+// endSucceeding removes the past if nothing is left to wait for.
+func (d *Dataplane) endSucceeding(s *Succession) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	age := sinceBoot() - d.past.since
 	for _, name := range []string{"sockets_v4", "sockets_v6"} {
-		if d.pastHas(name) && !d.isShared(name) && age < answersLast {
+		has, err := d.pastHas(name)
+		if err != nil {
+			return err
+		}
+		if has && !d.isShared(name) && age < answersLast {
 			s.Waiting = append(s.Waiting, name)
 		}
 	}
 	if len(s.Waiting) > 0 && age < pastLasts {
-		return s, nil
+		return nil
 	}
 	if err := removePast(d.opts.PinPath); err != nil {
-		return s, fmt.Errorf("remove what was before: %w", err)
+		return fmt.Errorf("remove what was before: %w", err)
 	}
 	d.past = nil
 	if err := d.setBehind(false); err != nil {
-		return s, err
+		return err
 	}
 	s.Done, s.Waiting = true, nil
-	return s, nil
+	return nil
 }
 
-func (d *Dataplane) pastHas(name string) bool {
-	m, err := d.openPastMap(name)
-	if err == nil {
-		m.Close()
+func (d *Dataplane) pastHas(pin string) (bool, error) {
+	m, err := d.openPastMap(pin)
+	if m == nil || err != nil {
+		return false, err
 	}
-	return err == nil
+	return true, m.Close()
 }
 
+// openPastMap opens a map of the past: nil if there is none. A map that cannot
+// be opened is no such: what is in it would be lost.
 func (d *Dataplane) openPastMap(pin string) (*ebpf.Map, error) {
-	return ebpf.LoadPinnedMap(filepath.Join(d.past.path, "maps", pin), nil)
+	m, err := ebpf.LoadPinnedMap(filepath.Join(d.past.path, "maps", pin), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open map %s of before: %w", pin, err)
+	}
+	return m, nil
 }
 
 // standBehind attaches to every device that the past is attached to and that
@@ -163,8 +207,8 @@ func (a Attachment) runs() (ebpf.ProgramID, error) {
 // emptyPast removes every element of a table of the past.
 func (d *Dataplane) emptyPast(name string) error {
 	m, err := d.openPastMap(name)
-	if err != nil {
-		return nil // there is none
+	if m == nil || err != nil {
+		return err
 	}
 	defer m.Close()
 	var key []byte
@@ -183,7 +227,7 @@ func (d *Dataplane) emptyPast(name string) error {
 
 // convertFamily converts what programs of the past keep. What is shared needs no
 // conversion.
-func convertFamily[A layout.IP](d *Dataplane, f *FamilyMaps, s *Succession) error {
+func convertFamily[A layout.IP](d *Dataplane, f *FamilyMaps, writing sync.Locker, s *Succession) error {
 	suffix := fmt.Sprintf("_v%d", f.Family)
 	waiting := func(name string) {
 		if !slices.Contains(s.Waiting, name) {
@@ -197,8 +241,14 @@ func convertFamily[A layout.IP](d *Dataplane, f *FamilyMaps, s *Succession) erro
 		for _, pin := range []string{"embryonic" + suffix + "-draining", "embryonic" + suffix + "-current",
 			"established" + suffix + "-draining", "established" + suffix + "-current"} {
 			name := layoutOf(pin)
+			if d.isShared(name) {
+				continue
+			}
 			old, err := d.openPastMap(pin)
-			if err != nil || d.isShared(name) {
+			if err != nil {
+				return err
+			}
+			if old == nil {
 				continue
 			}
 			convert := d.converter(name, d.past.layouts[name])
@@ -207,7 +257,7 @@ func convertFamily[A layout.IP](d *Dataplane, f *FamilyMaps, s *Succession) erro
 				old.Close()
 				continue
 			}
-			c := flowConversion[A]{old: old, convert: convert, to: f.Established.Current(), other: f.Embryonic.Current()}
+			c := flowConversion[A]{old: old, convert: convert, to: f.Established, other: f.Embryonic, writing: writing}
 			if name == "embryonic"+suffix {
 				c.to, c.other = c.other, c.to
 			}
@@ -227,8 +277,14 @@ func convertFamily[A layout.IP](d *Dataplane, f *FamilyMaps, s *Succession) erro
 		}
 	}
 	for _, name := range []string{"connected" + suffix, "spilled" + suffix} {
+		if d.isShared(name) {
+			continue
+		}
 		old, err := d.openPastMap(name)
-		if err != nil || d.isShared(name) {
+		if err != nil {
+			return err
+		}
+		if old == nil {
 			continue
 		}
 		if convert := d.converter(name, d.past.layouts[name]); convert == nil {

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -156,7 +157,7 @@ func TestSuccession(t *testing.T) {
 			}
 			l.attach(d)
 			l.more(200)
-			s, err := d.Succeed()
+			s, err := d.Succeed(new(sync.Mutex))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -183,7 +184,7 @@ func TestSuccession(t *testing.T) {
 					t.Errorf("waiting: %v", s.Waiting)
 				}
 				d.past.since -= answersLast
-				if s, err = d.Succeed(); err != nil || !s.Done {
+				if s, err = d.Succeed(new(sync.Mutex)); err != nil || !s.Done {
 					t.Fatalf("%+v, %v", s, err)
 				}
 				if _, err := os.Lstat(pastPath(o.PinPath)); !errors.Is(err, os.ErrNotExist) {
@@ -272,13 +273,13 @@ func TestSuccessionCutShort(t *testing.T) {
 					}
 				},
 				func(d *Dataplane) {
-					if _, err := d.Succeed(); err != nil {
+					if _, err := d.Succeed(new(sync.Mutex)); err != nil {
 						t.Fatal(err)
 					}
 				},
 				func(d *Dataplane) {
 					d.past.since -= answersLast
-					if s, err := d.Succeed(); err != nil || !s.Done {
+					if s, err := d.Succeed(new(sync.Mutex)); err != nil || !s.Done {
 						t.Fatalf("%+v, %v", s, err)
 					}
 				},

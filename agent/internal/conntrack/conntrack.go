@@ -63,6 +63,9 @@ type Table struct {
 // others at each call.
 func New(maps func(family int) Maps) *Table { return &Table{maps: maps} }
 
+// Writing is held by whoever changes entries, or exchanges maps of them.
+func (t *Table) Writing() sync.Locker { return &t.writing }
+
 // batchSize bounds the buffers: an entry has about 200 bytes.
 const batchSize = 512
 

@@ -387,7 +387,7 @@ func (s *System) Succeed() (mbpf.Succession, error) {
 	if err := s.attachedAll(); err != nil {
 		return mbpf.Succession{}, err
 	}
-	return s.dataplane.Succeed()
+	return s.dataplane.Succeed(s.conntrack.Writing())
 }
 
 // attachedAll tells why programs of sockets are not attached. Until they are,
