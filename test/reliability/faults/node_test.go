@@ -116,7 +116,12 @@ func addressOf(ip net.IP, bits int) *netlink.Addr {
 	if v4 := ip.To4(); v4 != nil {
 		ip, size = v4, 32
 	}
-	return &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: net.CIDRMask(bits, size)}, Flags: unix.IFA_F_NODAD}
+	return &netlink.Addr{
+		IPNet: &net.IPNet{IP: ip, Mask: net.CIDRMask(bits, size)}, Flags: unix.IFA_F_NODAD,
+		// Deprecated: the node's clients must not choose it for connections that
+		// would end with it.
+		PreferedLft: 0, ValidLft: 3600,
+	}
 }
 
 func addAddress(device string, ip net.IP, bits int) error {
