@@ -106,10 +106,10 @@ func (d *Dataplane) attachTCX(ifindex int, hook Hook, name string, prog *ebpf.Pr
 	return a, pinLink(l, a.Pin)
 }
 
-// Filters by which programs stand on clsact: fixed, so that they are replaced
-// and removed and nobody else's are. Of one priority the kernel runs them in the
-// order in which they came; there are two only while a generation succeeds
-// another.
+// Filters by which programs stand on clsact: their handles are fixed, so that
+// they are replaced and removed and nobody else's are. There are two only while
+// a generation succeeds another, and then the later one has the next priority:
+// of one priority the kernel runs that first which came last.
 const clsactPriority = 1
 
 var clsactHandles = []uint32{0x6d72, 0x6d73} // "mr", "ms"
@@ -121,13 +121,13 @@ func clsactParent(hook Hook) uint32 {
 	return netlink.HANDLE_MIN_INGRESS
 }
 
-func clsactFilter(ifindex int, hook Hook, handle uint32) *netlink.BpfFilter {
+func clsactFilter(ifindex int, hook Hook, handle uint32, priority uint16) *netlink.BpfFilter {
 	return &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{
 		LinkIndex: ifindex,
 		Parent:    clsactParent(hook),
 		Handle:    handle,
 		Protocol:  unix.ETH_P_ALL,
-		Priority:  clsactPriority,
+		Priority:  priority,
 	}}
 }
 
@@ -160,7 +160,7 @@ func (d *Dataplane) attachClsact(ifindex int, hook Hook, name string, prog *ebpf
 // replaceClsact makes the filter run a program, and the pin remember it. Pinned
 // first: a crash in between leaves nothing that is not found again.
 func replaceClsact(a Attachment, name string, prog *ebpf.Program) error {
-	handle, err := a.handle()
+	handle, priority, err := a.place()
 	if err != nil {
 		return err
 	}
@@ -179,7 +179,7 @@ func replaceClsact(a Attachment, name string, prog *ebpf.Program) error {
 	if err := os.Rename(a.Pin+fresh, a.Pin); err != nil {
 		return fmt.Errorf("pin program: %w", err)
 	}
-	f := clsactFilter(a.Ifindex, a.Hook, handle)
+	f := clsactFilter(a.Ifindex, a.Hook, handle, priority)
 	f.Fd, f.Name, f.DirectAction = prog.FD(), name, true
 	if err := netlink.FilterReplace(f); err != nil {
 		return fmt.Errorf("add filter: %w", err)
@@ -206,7 +206,7 @@ func (a Attachment) filters() ([]*netlink.BpfFilter, error) {
 	var ours []*netlink.BpfFilter
 	for _, f := range all {
 		have, ok := f.(*netlink.BpfFilter)
-		if ok && have.Priority == clsactPriority && slices.Contains(clsactHandles, have.Handle) && have.DirectAction &&
+		if ok && slices.Contains(clsactHandles, have.Handle) && have.DirectAction &&
 			(others == 0 || have.Id != int(others)) {
 			ours = append(ours, have)
 		}
@@ -223,23 +223,28 @@ func (a Attachment) filter() (*netlink.BpfFilter, error) {
 	return all[0], nil
 }
 
-// handle is that of the attachment's filter, or for one to be made, that the
-// other generation does not have.
-func (a Attachment) handle() (uint32, error) {
+// place is the handle and priority of the attachment's filter, or of one to be
+// made: another handle than the other generation has, and behind it.
+func (a Attachment) place() (handle uint32, priority uint16, err error) {
 	if f, err := a.filter(); err != nil {
-		return 0, err
+		return 0, 0, err
 	} else if f != nil {
-		return f.Handle, nil
+		return f.Handle, f.Priority, nil
 	}
 	other := Attachment{Kind: a.Kind, Ifindex: a.Ifindex, Hook: a.Hook, Pin: elsewhere(a.Pin)}
 	if _, err := os.Lstat(other.Pin); err == nil {
-		if f, err := other.filter(); err != nil {
-			return 0, err
-		} else if f != nil && f.Handle == clsactHandles[0] {
-			return clsactHandles[1], nil
+		f, err := other.filter()
+		if err != nil {
+			return 0, 0, err
+		}
+		if f != nil && f.Handle == clsactHandles[0] {
+			return clsactHandles[1], f.Priority + 1, nil
+		}
+		if f != nil {
+			return clsactHandles[0], f.Priority + 1, nil
 		}
 	}
-	return clsactHandles[0], nil
+	return clsactHandles[0], clsactPriority, nil
 }
 
 // pinnedProgramID is the id of a pinned program.
@@ -259,7 +264,7 @@ func (a Attachment) removeFilter() error {
 	if err != nil || f == nil {
 		return err
 	}
-	err = netlink.FilterDel(clsactFilter(a.Ifindex, a.Hook, f.Handle))
+	err = netlink.FilterDel(clsactFilter(a.Ifindex, a.Hook, f.Handle, f.Priority))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
 		return nil // the filter, the qdisc or the device is gone
 	}

@@ -105,7 +105,7 @@ func TestDevicesWithClsact(t *testing.T) {
 	path := pinPath(t)
 	d := open(t, Options{PinPath: path, ForceClsact: true})
 	// Somebody else's filter stays.
-	other := clsactFilter(ifindex, Ingress, clsactHandles[0])
+	other := clsactFilter(ifindex, Ingress, clsactHandles[0], clsactPriority)
 	if _, err := d.AttachDevice(ifindex, Pod); err != nil {
 		t.Fatal(err)
 	}
