@@ -145,7 +145,7 @@ func TestLimit(t *testing.T) {
 	metrics := w.metrics()
 	for _, want := range []string{
 		`millrace_agent_drops_packets_total{device="`, `reason="ct-full"`,
-		`millrace_agent_map_max_entries{map="established_v4"} 128`, `millrace_agent_map_growths_total{map="established_v4"} 1`,
+		fmt.Sprintf(`millrace_agent_map_max_entries{map="established_v4"} %d`, 2*tiny), `millrace_agent_map_growths_total{map="established_v4"} 1`,
 		`millrace_agent_map_moved_entries_total{map="established_v4"}`, `millrace_agent_map_insert_failures_total{map="established_v4"}`,
 	} {
 		if !strings.Contains(metrics, want) {
