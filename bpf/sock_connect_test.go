@@ -28,7 +28,7 @@ func TestTCPConnect(t *testing.T) {
 				t.Fatalf("getpeername says %s, dialled %s", got, svc)
 			}
 			buf := make([]byte, 100)
-			n, err := unix.Read(fd, buf)
+			n, err := read(fd, buf)
 			if err != nil {
 				t.Fatal(err)
 			}

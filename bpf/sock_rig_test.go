@@ -171,11 +171,26 @@ func peer(t testing.TB, fd int) netip.AddrPort {
 func answer(t testing.TB, fd int) (said string, from netip.AddrPort) {
 	t.Helper()
 	buf := make([]byte, 100)
-	n, sa, err := unix.Recvfrom(fd, buf, 0)
-	if err != nil {
-		t.Fatalf("receive: %v", err)
+	for {
+		n, sa, err := unix.Recvfrom(fd, buf, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			t.Fatalf("receive: %v", err)
+		}
+		return string(buf[:n]), addrPort(sa)
 	}
-	return string(buf[:n]), addrPort(sa)
+}
+
+// read reads once. With a receive timeout a read that waits is not begun again
+// after a signal (signal(7)), and the Go runtime sends signals to its threads.
+func read(fd int, buf []byte) (int, error) {
+	for {
+		if n, err := unix.Read(fd, buf); err != unix.EINTR {
+			return n, err
+		}
+	}
 }
 
 // families are the ways of reaching a service of either family.

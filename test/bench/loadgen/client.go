@@ -223,7 +223,12 @@ func (c *client) stream() (Result, error) {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &patience); err != nil {
 		return Result{}, fmt.Errorf("limiting the time to send: %w", err)
 	}
-	if err := unix.Connect(fd, c.sockaddr); err != nil {
+	// A send timeout limits connect too, and then a signal ends it early.
+	err = unix.Connect(fd, c.sockaddr)
+	for err == unix.EINTR {
+		err = unix.Connect(fd, c.sockaddr)
+	}
+	if err != nil && err != unix.EISCONN {
 		return Result{}, fmt.Errorf("connecting: %w", err)
 	}
 	chunk := make([]byte, 128<<10)
