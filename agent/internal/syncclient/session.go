@@ -18,6 +18,7 @@ import (
 	"github.com/millrace-project/millrace/agent/internal/dataplane"
 	"github.com/millrace-project/millrace/agent/internal/held"
 	"github.com/millrace-project/millrace/proto/digest"
+	"github.com/millrace-project/millrace/proto/epoch"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
@@ -160,13 +161,13 @@ func (s *session) greet(w *dataplanev1.Welcome) error {
 	if n := w.GetBuckets(); n == 0 || n > digest.Count || n&(n-1) != 0 {
 		return refuse(reasonProtocol, "the calculator has %d buckets; a power of two up to %d is understood", n, digest.Count)
 	}
-	epoch := s.store.Meta().Epoch
-	if epochBefore(w.GetEpoch(), epoch) {
+	known := s.store.Meta().Epoch
+	if epoch.Compare(known, w.GetEpoch()) == epoch.Ahead {
 		// Positions would mean nothing, and what is long gone could come back.
-		return refuse(reasonEpoch, "the calculator goes back: epoch %q after %q", w.GetEpoch(), epoch)
+		return refuse(reasonEpoch, "the calculator goes back: epoch %q after %q", w.GetEpoch(), known)
 	}
 	s.welcome = w
-	if epoch != w.GetEpoch() {
+	if known != w.GetEpoch() {
 		// The calculator judged by our hello that we belong to its cluster: the
 		// cluster's state was set back, and positions with it.
 		s.position = nil

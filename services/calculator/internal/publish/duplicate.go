@@ -64,7 +64,7 @@ func (n *nodeState) admitInstance(nodeName, instance, peer string, now time.Time
 		"another agent, at %s, has the name of this node, %q, and is connected: give each node's agent its own --node-name", n.peer, nodeName)
 }
 
-// problem tells of a second agent that was refused lately; nil if there was
+// duplicateProblem tells of a second agent that was refused lately; nil if there was
 // none. The caller holds the node's lock.
 func (n *nodeState) duplicateProblem(nodeName string, now time.Time) *calculatorv1.Problem {
 	if n.duplicate.seen.IsZero() || now.Sub(n.duplicate.seen) > duplicateShown {

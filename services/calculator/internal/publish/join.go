@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/millrace-project/millrace/proto/digest"
+	"github.com/millrace-project/millrace/proto/epoch"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
@@ -112,14 +113,14 @@ func (st *stream) ready(hello *dataplanev1.Hello) (readiness, error) {
 	if snapshot == nil {
 		return readiness{advanced: advanced}, refusal(codes.Unavailable, ReasonNotSynced, "this calculator has not read its source in whole yet")
 	}
-	epoch := st.service.Epoch()
-	switch compareEpochs(hello.GetEpoch(), epoch) {
-	case epochForeign:
+	own := st.service.Epoch()
+	switch epoch.Compare(hello.GetEpoch(), own) {
+	case epoch.Foreign:
 		return readiness{final: true}, refusal(codes.FailedPrecondition, ReasonWrongEpoch,
-			"field hello.epoch: the agent holds state of %q, this calculator computes %q", hello.GetEpoch(), epoch)
-	case epochAhead:
+			"field hello.epoch: the agent holds state of %q, this calculator computes %q", hello.GetEpoch(), own)
+	case epoch.Ahead:
 		return readiness{final: true}, refusal(codes.Unavailable, ReasonBehindPosition,
-			"field hello.epoch: the agent has heard of %q, this calculator computes %q", hello.GetEpoch(), epoch)
+			"field hello.epoch: the agent has heard of %q, this calculator computes %q", hello.GetEpoch(), own)
 	}
 	now, ok := snapshot.view(st.node)
 	if !ok {
@@ -136,7 +137,7 @@ func (st *stream) ready(hello *dataplanev1.Hello) (readiness, error) {
 // has, if it is of this epoch. An older epoch's means nothing any more, that
 // is what epochs are for.
 func (st *stream) floor(hello *dataplanev1.Hello) Position {
-	if compareEpochs(hello.GetEpoch(), st.service.Epoch()) == epochBehind {
+	if epoch.Compare(hello.GetEpoch(), st.service.Epoch()) == epoch.Behind {
 		return nil
 	}
 	return hello.GetPosition().GetResourceVersions()

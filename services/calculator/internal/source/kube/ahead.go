@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/millrace-project/millrace/calc/problem"
+	"github.com/millrace-project/millrace/proto/epoch"
 )
 
 // A position that comes from a list is higher than that of any object: the
@@ -54,11 +55,11 @@ const (
 // Ahead is told of an agent that knows more than this process has handed
 // over. It finds out whether the process is behind or the API server itself,
 // and returns what there is to say about the latter; it does not wait.
-func (s *Source) Ahead(node, epoch string, position map[string]uint64) string {
+func (s *Source) Ahead(node, heard string, position map[string]uint64) string {
 	s.mu.Lock()
 	stores, own := s.stores, s.counter
 	s.mu.Unlock()
-	if theirs := counterOf(epoch); theirs > own {
+	if _, theirs, _ := epoch.Split(heard); theirs > own {
 		s.overtaken(theirs+1, fmt.Sprintf("the agent of node %q has heard of epoch %d, the cluster is at %d: its state was set back", node, theirs, own))
 	} else {
 		for _, st := range stores {

@@ -5,7 +5,6 @@ package kube
 import (
 	"fmt"
 	"strconv"
-	"strings"
 
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/millrace-project/millrace/calc/model"
 	"github.com/millrace-project/millrace/calc/problem"
+	"github.com/millrace-project/millrace/proto/epoch"
 	"github.com/millrace-project/millrace/services/calculator/internal/source"
 )
 
@@ -64,21 +64,15 @@ func (s *Source) noteEpoch(namespace *corev1.Namespace, sink source.Sink) {
 	} else {
 		sink.SetProblems(epochPart, nil)
 	}
-	epoch := identity + "/" + strconv.FormatUint(counter, 10)
+	current := epoch.Format(identity, counter)
 	if s.epoch == "" {
-		s.epoch, s.identity, s.counter = epoch, identity, counter
-		s.log.Info("cluster identified", zap.String("epoch", epoch), zap.String("server", s.host))
+		s.epoch, s.identity, s.counter = current, identity, counter
+		s.log.Info("cluster identified", zap.String("epoch", current), zap.String("server", s.host))
 		return
 	}
-	if s.epoch != epoch {
-		s.failLocked(fmt.Errorf("the epoch of the cluster at %s changed from %q to %q: everything must be read anew", s.host, s.epoch, epoch))
+	if s.epoch != current {
+		s.failLocked(fmt.Errorf("the epoch of the cluster at %s changed from %q to %q: everything must be read anew", s.host, s.epoch, current))
 	}
-}
-
-// counterOf returns the counter of an epoch.
-func counterOf(epoch string) uint64 {
-	counter, _ := strconv.ParseUint(epoch[strings.LastIndexByte(epoch, '/')+1:], 10, 64)
-	return counter
 }
 
 // failLocked ends the source; the caller holds mu.

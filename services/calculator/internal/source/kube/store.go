@@ -107,10 +107,14 @@ func (s *store) advance(version uint64) {
 	if version <= s.version {
 		return
 	}
+	s.growLocked(version)
+	s.proveLocked(s.proof)
+}
+
+func (s *store) growLocked(version uint64) {
 	s.version = version
 	close(s.changed)
 	s.changed = make(chan struct{})
-	s.proveLocked(s.proof)
 }
 
 // prove notes that what is handed over may be complete up to a higher version
@@ -126,7 +130,7 @@ func (s *store) proveLocked(p proof) {
 	if s.version < p.needs || p.reached <= s.version {
 		return
 	}
-	s.version = p.reached
+	s.growLocked(p.reached)
 	s.sink.Reached(s.position(p.reached))
 }
 
