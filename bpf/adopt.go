@@ -40,19 +40,18 @@ func (d *Dataplane) digest(maps map[string]*ebpf.Map) (string, error) {
 	}
 	h := sha256.New()
 	fmt.Fprintf(h, "%s %s\n", unix.ByteSliceToString(uts.Release[:]), unix.ByteSliceToString(uts.Version[:]))
-	fmt.Fprintf(h, "objects %s\n", objectsDigest(d.objects))
+	fmt.Fprintf(h, "objects %s\n", d.describedDigest)
+	for _, o := range d.objects {
+		fmt.Fprintf(h, "load %s\n", o.name)
+	}
 	variants := d.variants()
 	for _, name := range sortedKeys(variants) {
 		fmt.Fprintf(h, "%s %t\n", name, variants[name])
 	}
 	for _, name := range sortedKeys(maps) {
-		info, err := maps[name].Info()
+		id, err := mapID(maps[name])
 		if err != nil {
 			return "", fmt.Errorf("map %s: %w", name, err)
-		}
-		id, ok := info.ID()
-		if !ok {
-			return "", fmt.Errorf("map %s: %w: no id", name, ebpf.ErrNotSupported)
 		}
 		fmt.Fprintf(h, "map %s %d\n", name, id)
 	}
@@ -132,14 +131,15 @@ func readProgramsRecord(dir string) (digest string, ids map[string]ebpf.ProgramI
 	return fields[1], ids, nil
 }
 
-// pinPrograms replaces what is pinned in dir by the set, so that every program
-// can be inspected by path and the next agent adopts them.
-func pinPrograms(dir string, set programSet, digest func() (string, error)) error {
+// pinPrograms replaces what is pinned in dir by the set, which is loaded on the
+// maps, so that every program can be inspected by path and the next agent adopts
+// them.
+func (d *Dataplane) pinPrograms(dir string, set programSet, on map[string]*ebpf.Map) error {
 	record := filepath.Join(dir, programsRecord)
 	if err := os.Remove(record); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove record of programs: %w", err)
 	}
-	of, err := digest()
+	of, err := d.digest(on)
 	if err != nil {
 		return err
 	}
@@ -149,13 +149,7 @@ func pinPrograms(dir string, set programSet, digest func() (string, error)) erro
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove old pin of program %s: %w", name, err)
 		}
-		c, err := set.programs[name].Clone() // the original must not count as pinned there
-		if err != nil {
-			return fmt.Errorf("clone program %s: %w", name, err)
-		}
-		err = c.Pin(path)
-		c.Close()
-		if err != nil {
+		if err := pinAt(set.programs[name], path); err != nil {
 			return fmt.Errorf("pin program %s: %w", name, err)
 		}
 		text = append(text, fmt.Sprintf("%s=%d", name, set.ids[name]))

@@ -98,18 +98,11 @@ func (d *Dataplane) adoptLink(path, program string, same func(*link.Info) bool) 
 	return true, nil
 }
 
-// fresh is what the name of a pin ends in that is yet to take its place; such
-// names are not read back.
-const fresh = "~"
-
 // pinLink pins a new link at path in place of whatever is pinned there, which
 // is detached once the new one is safe, and closes it.
 func pinLink(l link.Link, path string) error {
 	defer l.Close()
-	if err := os.Remove(path + fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove left-over pin: %w", err)
-	}
-	if err := l.Pin(path + fresh); err != nil {
+	if err := makeFresh(path, l.Pin); err != nil {
 		return fmt.Errorf("pin link: %w", err)
 	}
 	return takePlace(path)

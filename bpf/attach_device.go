@@ -164,19 +164,7 @@ func replaceClsact(a Attachment, name string, prog *ebpf.Program) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(a.Pin + fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove left-over pin: %w", err)
-	}
-	c, err := prog.Clone()
-	if err != nil {
-		return err
-	}
-	err = c.Pin(a.Pin + fresh)
-	c.Close()
-	if err != nil {
-		return fmt.Errorf("pin program: %w", err)
-	}
-	if err := os.Rename(a.Pin+fresh, a.Pin); err != nil {
+	if err := replacePin(a.Pin, func(path string) error { return pinAt(prog, path) }); err != nil {
 		return fmt.Errorf("pin program: %w", err)
 	}
 	f := clsactFilter(a.Ifindex, a.Hook, handle, priority)

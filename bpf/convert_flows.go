@@ -52,18 +52,10 @@ func (c *flowConversion[A]) read(key, value []byte) (*layout.CtKey[A], *layout.C
 	ctKey, entry := new(layout.CtKey[A]), new(layout.CtEntry[A])
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(ctKey)), len(k)), k)
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(entry)), len(v)), v)
-	if entry.Kind != layout.CtRecord || entry.Expires <= uint64(coarseNow()) {
+	if entry.Kind != layout.CtRecord || entry.Expires <= CoarseNow() {
 		return nil, nil
 	}
 	return ctKey, entry
-}
-
-func coarseNow() int64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
-		return 0 // cannot fail on Linux
-	}
-	return ts.Nano()
 }
 
 // move takes a flow over: the present programs know it before those of the past

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -14,7 +13,6 @@ import (
 	"sync"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 )
 
 // Options say where the dataplane lives and how large its maps are. Sizes
@@ -68,13 +66,14 @@ type Dataplane struct {
 	// strays are programs of a growth that failed and that attachments may run.
 	strays map[ebpf.ProgramID]string
 	// described are all objects, even if only some are loaded.
-	described   []object
-	conversions []conversion
-	layouts     Layouts              // that the objects want; nil when the pinned ones are known to be these
-	turn        int                  // 0 or 1, the other one than the past's
-	past        *past                // nil but while a generation with other layouts is succeeded
-	maps        map[string]*ebpf.Map // those that programs name
-	adopted     []Adopted
+	described       []object
+	describedDigest string
+	conversions     []conversion
+	layouts         Layouts              // that the objects want; nil when the pinned ones are known to be these
+	turn            int                  // 0 or 1, the other one than the past's
+	past            *past                // nil but while a generation with other layouts is succeeded
+	maps            map[string]*ebpf.Map // those that programs name
+	adopted         []Adopted
 
 	configMu sync.Mutex // of Config
 	behind   bool       // programs of the past run before these
@@ -117,7 +116,8 @@ func openRelease(opts Options, all []object, known []conversion) (_ *Dataplane, 
 	if opts.SocketsOnly {
 		from = slices.DeleteFunc(slices.Clone(from), func(o object) bool { return !strings.HasPrefix(o.name, "sock_") })
 	}
-	d := &Dataplane{opts: opts, objects: from, described: all, conversions: known, maps: make(map[string]*ebpf.Map)}
+	d := &Dataplane{opts: opts, objects: from, described: all, describedDigest: objectsDigest(all), conversions: known,
+		maps: make(map[string]*ebpf.Map)}
 	defer func() {
 		if err != nil {
 			d.Close()
@@ -230,8 +230,6 @@ func (d *Dataplane) load(on map[string]*ebpf.Map) (programSet, error) {
 	return newProgramSet(programs)
 }
 
-func (d *Dataplane) programsDir() string { return filepath.Join(d.opts.PinPath, "programs") }
-
 // Close closes all file descriptors. What is pinned stays and goes on working.
 func (d *Dataplane) Close() error {
 	d.programSet.close()
@@ -286,92 +284,6 @@ func (d *Dataplane) loadObject(name string, spec *ebpf.CollectionSpec, on map[st
 	defer coll.Close()
 	for prog := range spec.Programs {
 		to[prog] = coll.DetachProgram(prog)
-	}
-	return nil
-}
-
-// restorePins pins anew what was pinned when somebody removed the pins under a
-// running agent, so that the next one adopts it. The caller holds d.mu.
-func (d *Dataplane) restorePins() error {
-	if d.pinned() {
-		return nil
-	}
-	if err := makePinDirs(d.opts.PinPath); err != nil {
-		return err
-	}
-	if d.layouts == nil {
-		layouts, err := describeLayouts(d.described)
-		if err != nil {
-			return err
-		}
-		d.layouts = layouts
-	}
-	if err := d.writeLayouts(); err != nil {
-		return err
-	}
-	if d.opts.Lock != nil {
-		if err := d.opts.Lock.renew(); err != nil {
-			return err
-		}
-	}
-	all := make(map[string]*ebpf.Map, len(d.maps))
-	for name, m := range d.maps {
-		all[name] = m
-	}
-	for _, f := range []*FamilyMaps{d.V4, d.V6} {
-		for _, g := range []*Generations{f.Embryonic, f.Established} {
-			current, draining := g.Maps()
-			all[g.name+pinCurrent] = current
-			if draining != nil {
-				all[g.name+pinDraining] = draining
-			}
-		}
-	}
-	for name, m := range all {
-		if err := repin(m, d.mapPin(name)); err != nil {
-			return fmt.Errorf("pin map %s again: %w", name, err)
-		}
-	}
-	return pinPrograms(d.programsDir(), d.programSet, func() (string, error) { return d.digest(d.maps) })
-}
-
-// pinned tells whether the directories of pins and the map of settings are there.
-func (d *Dataplane) pinned() bool {
-	for _, path := range []string{filepath.Join(d.opts.PinPath, "links"), filepath.Join(d.opts.PinPath, "programs"), d.mapPin("config")} {
-		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-			return false
-		}
-	}
-	return true
-}
-
-// repin pins a map whose pin is gone.
-func repin(m *ebpf.Map, path string) error {
-	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return pinAt(m, path)
-}
-
-// makePinDirs creates the directories of pins.
-func makePinDirs(path string) error {
-	if path == "" {
-		return errors.New("no pin path given")
-	}
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return fmt.Errorf("create pin path: %w", err)
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(path, &st); err != nil {
-		return fmt.Errorf("pin path %s: %w", path, err)
-	}
-	if st.Type != unix.BPF_FS_MAGIC {
-		return fmt.Errorf("pin path %s is not on a BPF filesystem: mount one there or above", path)
-	}
-	for _, dir := range []string{"maps", "links", "programs"} {
-		if err := os.Mkdir(filepath.Join(path, dir), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("create pin directory: %w", err)
-		}
 	}
 	return nil
 }

@@ -125,10 +125,7 @@ func (d *Dataplane) openGenerations(base string, family int, spec *ebpf.Collecti
 // a current one is not used by anybody yet; without, it is to be the current
 // one, and what was current is draining already.
 func (g *Generations) mendPins() error {
-	there := func(suffix string) bool {
-		_, err := os.Lstat(g.d.mapPin(g.name + suffix))
-		return err == nil
-	}
+	there := func(suffix string) bool { return exists(g.d.mapPin(g.name + suffix)) }
 	switch {
 	case there(pinCurrent) && there(pinNext):
 		if err := os.Remove(g.d.mapPin(g.name + pinNext)); err != nil {
@@ -175,11 +172,11 @@ func (g *Generations) writeSlot(slot uint32, m *ebpf.Map) error {
 	if err != nil {
 		return err
 	}
-	info, err := m.Info()
+	id, err := mapID(m)
 	if err != nil {
 		return fmt.Errorf("inner map: %w", err)
 	}
-	if id, ok := info.ID(); ok && have != 0 && uint32(id) == have {
+	if uint32(id) == have {
 		return nil
 	}
 	if err := g.Outer.Put(slot, m); err != nil {

@@ -133,7 +133,7 @@ const layoutsRecord = "layouts"
 
 // writeLayouts writes the record of the maps directory.
 func (d *Dataplane) writeLayouts() error {
-	text := []string{recordVersion, "objects=" + objectsDigest(d.described), fmt.Sprintf("turn=%d", d.turn)}
+	text := []string{recordVersion, "objects=" + d.describedDigest, fmt.Sprintf("turn=%d", d.turn)}
 	for _, name := range sortedKeys(d.layouts) {
 		text = append(text, name+"="+d.layouts.digest(name))
 	}
@@ -142,14 +142,7 @@ func (d *Dataplane) writeLayouts() error {
 	if have, err := os.Readlink(path); err == nil && have == want {
 		return nil
 	}
-	fresh := path + "~"
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove left-over record: %w", err)
-	}
-	if err := os.Symlink(want, fresh); err != nil {
-		return fmt.Errorf("write record of layouts: %w", err)
-	}
-	if err := os.Rename(fresh, path); err != nil {
+	if err := replacePin(path, func(path string) error { return os.Symlink(want, path) }); err != nil {
 		return fmt.Errorf("write record of layouts: %w", err)
 	}
 	return nil
@@ -159,7 +152,7 @@ func (d *Dataplane) writeLayouts() error {
 // same objects: then nothing has to be compared.
 func (d *Dataplane) layoutsAreOfObjects(dir string) bool {
 	text, err := os.Readlink(filepath.Join(dir, layoutsRecord))
-	return err == nil && strings.HasPrefix(text, recordVersion+" objects="+objectsDigest(d.described)+" ")
+	return err == nil && strings.HasPrefix(text, recordVersion+" objects="+d.describedDigest+" ")
 }
 
 // objectsDigest is of the bytes of all objects.
@@ -228,7 +221,5 @@ func (d *Dataplane) sameLayout(name string, spec *ebpf.MapSpec, have map[string]
 		return false, fmt.Errorf("open pinned map %s: %w", name, err)
 	}
 	defer m.Close()
-	wanted := *spec
-	wanted.MaxEntries = m.MaxEntries()
-	return wanted.Compatible(m) == nil && have[name] == d.layouts.digest(name), nil
+	return compatible(spec, m) == nil && have[name] == d.layouts.digest(name), nil
 }

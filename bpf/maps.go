@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -113,16 +112,12 @@ func (d *Dataplane) openFamily(family int, spec *ebpf.CollectionSpec) (*FamilyMa
 	}, nil
 }
 
-func (d *Dataplane) mapPin(name string) string { return filepath.Join(d.opts.PinPath, "maps", name) }
-
 // openMap adopts the map pinned under name, or creates and pins it.
 func (d *Dataplane) openMap(name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	path := d.mapPin(name)
 	m, err := ebpf.LoadPinnedMap(path, nil)
 	if err == nil {
-		wanted := *spec
-		wanted.MaxEntries = m.MaxEntries()
-		if err := wanted.Compatible(m); err != nil {
+		if err := compatible(spec, m); err != nil {
 			m.Close()
 			return nil, fmt.Errorf("%w: map %s: %w", ErrLayout, name, err)
 		}

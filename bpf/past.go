@@ -174,7 +174,7 @@ func (d *Dataplane) doubtPast() error {
 		}
 		pin := name
 		if s.InnerMap != nil {
-			pin, s = name+"-current", s.InnerMap
+			pin, s = name+pinCurrent, s.InnerMap
 		}
 		m, err := d.openPastMap(pin)
 		if err != nil {
@@ -183,9 +183,7 @@ func (d *Dataplane) doubtPast() error {
 		if m == nil {
 			continue
 		}
-		wanted := *s
-		wanted.MaxEntries = m.MaxEntries()
-		if wanted.Compatible(m) != nil && d.past.layouts[name] == d.layouts.digest(name) {
+		if compatible(s, m) != nil && d.past.layouts[name] == d.layouts.digest(name) {
 			delete(d.past.layouts, name)
 		}
 		m.Close()

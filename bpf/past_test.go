@@ -33,7 +33,7 @@ func TestFlowsGoToTheCurrentMap(t *testing.T) {
 	d := open(t, Options{SocketsOnly: true})
 	key, _, _ := layout.NewCtKey[layout.V4](netip.MustParseAddrPort("10.0.0.1:1000"), netip.MustParseAddrPort("10.0.0.2:80"), layout.ProtoTCP)
 	entry := layout.CtEntryV4{Kind: layout.CtRecord, State: layout.CtEstablished, Nonce: 7, Main: key,
-		Expires: uint64(coarseNow()) + uint64(time.Hour)}
+		Expires: CoarseNow() + uint64(time.Hour)}
 	old, err := ebpf.NewMap(d.V4.Established.spec)
 	if err != nil {
 		t.Fatal(err)

@@ -52,27 +52,15 @@ func (r rawElements) put(m *ebpf.Map) error {
 // eachRaw calls f with all elements of a map, many at a time. f must not keep
 // them.
 func eachRaw(m *ebpf.Map, f func(rawElements) error) error {
-	var cursor ebpf.MapBatchCursor
-	buffer := newRawElements(m, batchSize)
-	for {
-		n, err := m.BatchLookup(&cursor, buffer.keys.Interface(), buffer.values.Interface(), nil)
-		switch {
-		case errors.Is(err, ebpf.ErrNotSupported):
-			return eachRawSingly(m, f)
-		case errors.Is(err, unix.ENOSPC) && buffer.len() < 1<<20:
-			// A hash bucket holds more than asked for.
-			buffer = newRawElements(m, 2*buffer.len())
-			continue
-		case err != nil && !errors.Is(err, ebpf.ErrKeyNotExist):
-			return fmt.Errorf("read %s: %w", m, err)
-		}
-		if err := f(buffer.first(n)); err != nil {
-			return err
-		}
-		if err != nil {
-			return nil
-		}
+	var buffer rawElements
+	err := batches(m, func(n int) (any, any) {
+		buffer = newRawElements(m, n)
+		return buffer.keys.Interface(), buffer.values.Interface()
+	}, func(n int) (bool, error) { return true, f(buffer.first(n)) })
+	if errors.Is(err, errNoBatches) {
+		return eachRawSingly(m, f)
 	}
+	return err
 }
 
 func eachRawSingly(m *ebpf.Map, f func(rawElements) error) error {

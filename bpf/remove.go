@@ -53,10 +53,8 @@ func Remove(path string) (r Removed, err error) {
 			errs = append(errs, err)
 		}
 	}
-	for _, dir := range stages(path) {
-		if err := os.RemoveAll(dir); err != nil {
-			errs = append(errs, err)
-		}
+	if err := removeStages(path); err != nil {
+		errs = append(errs, err)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, unix.EBUSY) {
 		errs = append(errs, err)

@@ -73,7 +73,7 @@ func (d *Dataplane) newStage(sizes map[string]uint32) (_ *stage, err error) {
 	if s.programSet, err = d.load(s.maps); err != nil {
 		return nil, err
 	}
-	return s, pinPrograms(s.programsDir(), s.programSet, func() (string, error) { return d.digest(s.maps) })
+	return s, d.pinPrograms(s.programsDir(), s.programSet, s.maps)
 }
 
 func makeStageDirs(pinPath string) (string, error) {
@@ -111,16 +111,6 @@ func (s *stage) makeMap(name string, spec *ebpf.MapSpec, size uint32) (*ebpf.Map
 	return m, nil
 }
 
-// pinAt pins a map, which itself does not count as pinned there.
-func pinAt(m *ebpf.Map, path string) error {
-	c, err := m.Clone()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	return c.Pin(path)
-}
-
 // copyTables fills the new tables.
 func (s *stage) copyTables() error {
 	for _, name := range sortedKeys(s.fresh) {
@@ -148,7 +138,7 @@ func (s *stage) commit() error {
 		}
 	}
 	if err := movePrograms(s.programsDir(), d.programsDir(), sortedKeys(s.programs)); err != nil {
-		if err := pinPrograms(d.programsDir(), s.programSet, func() (string, error) { return d.digest(s.maps) }); err != nil {
+		if err := d.pinPrograms(d.programsDir(), s.programSet, s.maps); err != nil {
 			errs = append(errs, err)
 		}
 	}

@@ -238,8 +238,8 @@ func convertFamily[A layout.IP](d *Dataplane, f *FamilyMaps, writing sync.Locker
 	// none is missed; and again until none is left.
 	for {
 		moved := 0
-		for _, pin := range []string{"embryonic" + suffix + "-draining", "embryonic" + suffix + "-current",
-			"established" + suffix + "-draining", "established" + suffix + "-current"} {
+		for _, pin := range []string{"embryonic" + suffix + pinDraining, "embryonic" + suffix + pinCurrent,
+			"established" + suffix + pinDraining, "established" + suffix + pinCurrent} {
 			name := layoutOf(pin)
 			if d.isShared(name) {
 				continue

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"runtime/debug"
 	"slices"
 
@@ -128,7 +127,7 @@ func (d *Dataplane) PinTables() error {
 			return fmt.Errorf("pin map %s: %w", name, err)
 		}
 	}
-	if err := pinPrograms(d.programsDir(), d.programSet, func() (string, error) { return d.digest(d.maps) }); err != nil {
+	if err := d.pinPrograms(d.programsDir(), d.programSet, d.maps); err != nil {
 		return err
 	}
 	if len(d.strays) > 0 {
@@ -147,28 +146,17 @@ func (d *Dataplane) pinTable(name string) error {
 			return err
 		}
 	}
-	if err := os.Remove(path + fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove left-over pin: %w", err)
-	}
-	if err := pinAt(d.maps[name], path+fresh); err != nil {
-		return err
-	}
-	return os.Rename(path+fresh, path)
+	return replacePin(path, func(path string) error { return pinAt(d.maps[name], path) })
 }
 
 // sameMap tells whether two descriptors are of one map.
 func sameMap(a, b *ebpf.Map) (bool, error) {
-	infoA, err := a.Info()
+	idA, err := mapID(a)
 	if err != nil {
 		return false, err
 	}
-	infoB, err := b.Info()
-	if err != nil {
-		return false, err
-	}
-	idA, known := infoA.ID()
-	idB, _ := infoB.ID()
-	return known && idA == idB, nil
+	idB, err := mapID(b)
+	return idA == idB, err
 }
 
 // Abort gives the growth up.

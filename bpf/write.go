@@ -146,26 +146,50 @@ func DeleteBatch[K any](m *ebpf.Map, keys []K) error {
 // false. An element that is written or deleted meanwhile may or may not be
 // seen; f may delete the one it is given.
 func Each[K, V any](m *ebpf.Map, f func(K, V) bool) error {
-	keys, values := make([]K, batchSize), make([]V, batchSize)
-	var cursor ebpf.MapBatchCursor
-	for size := batchSize; ; {
-		n, err := m.BatchLookup(&cursor, keys[:size], values[:size], nil)
-		if errors.Is(err, ebpf.ErrNotSupported) {
-			return eachSingly(m, f)
-		}
-		if errors.Is(err, unix.ENOSPC) && size < 1<<20 {
-			// A hash bucket holds more than asked for.
-			size *= 2
-			keys, values = make([]K, size), make([]V, size)
-			continue
-		}
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("read %s: %w", m, err)
-		}
+	var keys []K
+	var values []V
+	err := batches(m, func(n int) (any, any) {
+		keys, values = make([]K, n), make([]V, n)
+		return keys, values
+	}, func(n int) (bool, error) {
 		for i := range n {
 			if !f(keys[i], values[i]) {
-				return nil
+				return false, nil
 			}
+		}
+		return true, nil
+	})
+	if errors.Is(err, errNoBatches) {
+		return eachSingly(m, f)
+	}
+	return err
+}
+
+// errNoBatches says that a map cannot be read in batches.
+var errNoBatches = errors.New("the map has no batches")
+
+// batches reads all elements of a map, many at a time. room makes buffers for n
+// of them, and visit is told how many were read into the last ones, and whether
+// to go on.
+func batches(m *ebpf.Map, room func(n int) (keys, values any), visit func(n int) (more bool, err error)) error {
+	size := batchSize
+	keys, values := room(size)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		switch {
+		case errors.Is(err, ebpf.ErrNotSupported):
+			return errNoBatches
+		case errors.Is(err, unix.ENOSPC) && size < 1<<20:
+			// A hash bucket holds more than asked for.
+			size *= 2
+			keys, values = room(size)
+			continue
+		case err != nil && !errors.Is(err, ebpf.ErrKeyNotExist):
+			return fmt.Errorf("read %s: %w", m, err)
+		}
+		if more, failed := visit(n); failed != nil || !more {
+			return failed
 		}
 		if err != nil {
 			return nil

@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/millrace-project/millrace/bpf"
 	"github.com/millrace-project/millrace/bpf/layout"
@@ -336,7 +335,7 @@ func TestFullEstablishedMap(t *testing.T) {
 		if h.proto == layout.ProtoUDP {
 			timeout = uint64(h.config.UDPStreamTimeout)
 		}
-		if left := f.expires - coarseNow(); left < timeout*9/10*1e9 {
+		if left := f.expires - bpf.CoarseNow(); left < timeout*9/10*1e9 {
 			t.Errorf("it expires in %d s, an established one in %d s", left/1e9, timeout)
 		}
 		// At the limit.
@@ -399,13 +398,4 @@ func (h *host) pressure() uint64 {
 		h.t.Fatal(err)
 	}
 	return p.Failures
-}
-
-// coarseNow is the clock that records expire by.
-func coarseNow() uint64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
-		panic(err)
-	}
-	return uint64(ts.Nano())
 }

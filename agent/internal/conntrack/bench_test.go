@@ -22,7 +22,7 @@ func BenchmarkSweep(b *testing.B) {
 	m := create(b, "established_v4", uint32(sizeof[layout.CtKeyV4]()), uint32(sizeof[layout.CtEntryV4]()), 3*flows, ebpf.Hash)
 	var keys []layout.CtKeyV4
 	var entries []layout.CtEntryV4
-	expires := coarse() + uint64(time.Hour)
+	expires := bpf.CoarseNow() + uint64(time.Hour)
 	for i := range flows {
 		client := netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("10.0.%d.1", i>>15)), uint16(i&0x7fff)+1)
 		main, _, _ := layout.NewCtKey[layout.V4](client, netip.MustParseAddrPort("10.1.0.2:8080"), layout.ProtoTCP)

@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
+	"github.com/millrace-project/millrace/bpf"
 	"github.com/millrace-project/millrace/bpf/layout"
 )
 
@@ -68,15 +68,6 @@ func (t *Table) Writing() sync.Locker { return &t.writing }
 
 // batchSize bounds the buffers: an entry has about 200 bytes.
 const batchSize = 512
-
-// coarse is the clock that records expire by.
-func coarse() uint64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
-		panic(fmt.Sprintf("read CLOCK_MONOTONIC_COARSE: %v", err)) // cannot fail on Linux
-	}
-	return uint64(ts.Nano())
-}
 
 // Flow is one tracked flow.
 type Flow struct {
@@ -307,7 +298,7 @@ func (t *Table) ForEach(visit func(Flow) error) error {
 func list[A layout.IP](t *Table, family int, visit func(Flow) error) error {
 	maps := t.maps(family)
 	for _, m := range maps.all() {
-		now := coarse()
+		now := bpf.CoarseNow()
 		established := m == maps.Established || m == maps.EstablishedDraining
 		var failed error
 		var cursor ebpf.MapBatchCursor

@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/millrace-project/millrace/bpf"
 	"github.com/millrace-project/millrace/bpf/layout"
 )
 
@@ -72,7 +73,7 @@ func add[A layout.IP](t *testing.T, m *ebpf.Map, f flow, nonce uint32) (record, 
 		}
 		return a
 	}
-	expires := uint64(int64(coarse()) + int64(f.ttl))
+	expires := uint64(int64(bpf.CoarseNow()) + int64(f.ttl))
 	e := layout.CtEntry[A]{
 		Expires: expires, Nonce: nonce, Kind: layout.CtRecord, Flags: layout.CtDNAT, Main: record, ServiceID: f.service,
 		ClientAddr: raw(client), ClientPort: layout.Port(client.Port()),

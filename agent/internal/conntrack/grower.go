@@ -171,7 +171,7 @@ func (g *Grower) pressure(m *growing) {
 	}
 	if p.Failures != m.failures {
 		m.full = true
-	} else if p.Until < coarse() {
+	} else if p.Until < bpf.CoarseNow() {
 		m.full = false
 	}
 	m.failures = p.Failures

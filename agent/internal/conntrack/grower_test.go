@@ -89,7 +89,7 @@ func recordOf(n int) (layout.CtKeyV4, layout.CtEntryV4) {
 	key, _, _ := layout.NewCtKey[layout.V4](netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(1000+n)),
 		netip.MustParseAddrPort("10.0.0.2:80"), layout.ProtoTCP)
 	return key, layout.CtEntryV4{Kind: layout.CtRecord, State: layout.CtEstablished, Nonce: uint32(n + 1), Main: key,
-		Expires: coarse() + uint64(time.Hour)}
+		Expires: bpf.CoarseNow() + uint64(time.Hour)}
 }
 
 // settle looks until nothing moves.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/millrace-project/millrace/bpf"
 	"github.com/millrace-project/millrace/bpf/layout"
 )
 
@@ -94,7 +95,7 @@ func stagesOf[A layout.IP](t *Table, maps Maps, family string, turn, turns int) 
 	}
 	var stages []stage
 	for _, m := range maps.all() {
-		judge := stale[A](&maps, coarse)
+		judge := stale[A](&maps, bpf.CoarseNow)
 		stages = append(stages, stage{names[m], func(cursor *ebpf.MapBatchCursor, budget int, named func(uint32)) (scanned, error) {
 			return scan(t, m, cursor, budget, func(k *layout.CtKey[A], e *layout.CtEntry[A]) verdict {
 				if e.Kind != layout.CtRecord && turnOf(k, turns) != turn {

@@ -118,7 +118,7 @@ func (l *Log) exchange(next *os.File, path string, size int64, source *os.File, 
 			return err
 		}
 	}
-	if err := replace(path+suffixNew, path); err != nil {
+	if err := os.Rename(path+suffixNew, path); err != nil {
 		return err
 	}
 	if l.away && !away {
@@ -136,8 +136,6 @@ func (l *Log) exchange(next *os.File, path string, size int64, source *os.File, 
 	}
 	return nil
 }
-
-func replace(from, to string) error { return os.Rename(from, to) }
 
 // writeSnapshot writes a log of entries to a new file. The file is returned with
 // an error too, if it is open.

@@ -178,7 +178,7 @@ func (l *Log) leave() error {
 	}
 	next, size, err := writeSnapshot(path+suffixNew, l.options.Boot, l.store.Meta(), l.store.All())
 	if err == nil {
-		err = replace(path+suffixNew, path)
+		err = os.Rename(path+suffixNew, path)
 	}
 	if err != nil {
 		if next != nil {

@@ -66,14 +66,6 @@ func (p *Plane) toGrow() map[string]uint32 {
 // a growth it calls refresh, which is to try again what found no room, and
 // grown with the tables' names.
 func (p *Plane) Grow(ctx context.Context, refresh func(context.Context) error, grown func([]string)) {
-	wait := func(c <-chan time.Time) bool {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-c:
-			return true
-		}
-	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -95,8 +87,10 @@ func (p *Plane) Grow(ctx context.Context, refresh func(context.Context) error, g
 				return
 			}
 		}
-		if pause > 0 && !wait(time.After(pause)) {
+		select {
+		case <-ctx.Done():
 			return
+		case <-time.After(pause):
 		}
 	}
 }
@@ -175,6 +169,11 @@ func (p *Plane) notPinned(err error) {
 	p.log.Error("pin larger tables", zap.Error(err))
 	p.growthFault = fmt.Sprintf("tables were replaced by larger ones that could not be pinned: %v; "+
 		"it is tried again, and until then a restart would not find them", err)
+	p.wakeGrow()
+}
+
+// wakeGrow has Grow look again.
+func (p *Plane) wakeGrow() {
 	select {
 	case p.grow <- struct{}{}:
 	default:

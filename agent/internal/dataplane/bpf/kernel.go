@@ -86,15 +86,10 @@ func (s *System) Conntrack() *conntrack.Table { return s.conntrack }
 
 // conntrackMaps returns a family's flow tables as they are now.
 func (s *System) conntrackMaps(family int) conntrack.Maps {
+	f := s.dataplane.Family(family)
 	var maps conntrack.Maps
-	for _, g := range s.dataplane.Generations() {
-		switch g.Name() {
-		case fmt.Sprintf("established_v%d", family):
-			maps.Established, maps.EstablishedDraining = g.Maps()
-		case fmt.Sprintf("embryonic_v%d", family):
-			maps.Embryonic, maps.EmbryonicDraining = g.Maps()
-		}
-	}
+	maps.Established, maps.EstablishedDraining = f.Established.Maps()
+	maps.Embryonic, maps.EmbryonicDraining = f.Embryonic.Maps()
 	return maps
 }
 

@@ -213,10 +213,7 @@ func (p *Plane) Refresh(context.Context) dataplane.Result {
 }
 
 func (p *Plane) result() dataplane.Result {
-	select {
-	case p.grow <- struct{}{}:
-	default:
-	}
+	p.wakeGrow()
 	return dataplane.Result{
 		Errors: p.errors.Sorted(),
 		Retry:  len(p.retry) > 0 || p.again || p.unpruned || p.unattached != "",

@@ -397,28 +397,32 @@ func (p *port) value(c Claim) tables.Frontend {
 	return v
 }
 
+// kinds of frontends, with the field of the service that they come from.
+var kinds = []struct {
+	flag        layout.FrontendFlags
+	name, field string
+}{
+	{layout.FrontendClusterIP, "ClusterIP", "cluster_ips"},
+	{layout.FrontendLoadBalancer, "LoadBalancer", "load_balancer_ips"},
+	{layout.FrontendExternalIP, "ExternalIP", "external_ips"},
+}
+
 // KindOf names a frontend's kind as the API does.
 func KindOf(flags layout.FrontendFlags) string {
-	switch {
-	case flags&layout.FrontendClusterIP != 0:
-		return "ClusterIP"
-	case flags&layout.FrontendLoadBalancer != 0:
-		return "LoadBalancer"
-	case flags&layout.FrontendExternalIP != 0:
-		return "ExternalIP"
+	for _, k := range kinds {
+		if flags&k.flag != 0 {
+			return k.name
+		}
 	}
 	return "NodePort"
 }
 
 // fieldOf names the field of the service that a port's frontend comes from.
 func fieldOf(flags layout.FrontendFlags, index int) string {
-	switch {
-	case flags&layout.FrontendClusterIP != 0:
-		return "cluster_ips"
-	case flags&layout.FrontendLoadBalancer != 0:
-		return "load_balancer_ips"
-	case flags&layout.FrontendExternalIP != 0:
-		return "external_ips"
+	for _, k := range kinds {
+		if flags&k.flag != 0 {
+			return k.field
+		}
 	}
 	return fmt.Sprintf("ports[%d].node_port", index)
 }
