@@ -11,6 +11,7 @@ import (
 	calculatorv1 "github.com/millrace-project/millrace/proto/millrace/calculator/v1"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -58,7 +59,7 @@ func TestBadManifests(t *testing.T) {
 		{"orphan", func() error { return stack.Apply("orphan", orphan.Slice(4)) },
 			"EndpointSlice", "orphan-ipv4", "metadata.labels[kubernetes.io/service-name]", ""},
 	}
-	ctx := limit(t, 60*time.Second)
+	ctx := harness.Limit(t, 60*time.Second)
 	for _, bad := range broken {
 		t.Run(bad.file, func(t *testing.T) {
 			if err := bad.apply(); err != nil {

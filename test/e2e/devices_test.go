@@ -10,6 +10,7 @@ import (
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
@@ -50,7 +51,7 @@ func TestDevices(t *testing.T) {
 				if err := agent.Start(); err != nil {
 					t.Fatal(err)
 				}
-				if err := agent.WaitInSync(limit(t, 60*time.Second)); err != nil {
+				if err := agent.WaitInSync(harness.Limit(t, 60*time.Second)); err != nil {
 					t.Fatal(err)
 				}
 				checkRoles(t, agent, c.options.Uplink)
@@ -65,7 +66,7 @@ func TestDevices(t *testing.T) {
 // they are.
 func checkRoles(t *testing.T, agent *testbed.Agent, uplink testbed.Uplink) {
 	t.Helper()
-	status, err := agent.GetStatus(limit(t, 10*time.Second), &agentv1.GetStatusRequest{})
+	status, err := agent.GetStatus(harness.Limit(t, 10*time.Second), &agentv1.GetStatusRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
@@ -197,7 +198,7 @@ func TestWithoutFeatures(t *testing.T) {
 	check := func(when string, used bool) {
 		t.Helper()
 		for _, agent := range stack.Agents {
-			status, err := agent.GetStatus(limit(t, 10*time.Second), &agentv1.GetStatusRequest{})
+			status, err := agent.GetStatus(harness.Limit(t, 10*time.Second), &agentv1.GetStatusRequest{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -234,7 +235,7 @@ func TestWithoutFeatures(t *testing.T) {
 			t.Fatal(err)
 		}
 		*agent = *again
-		if err := agent.WaitInSync(limit(t, 60*time.Second)); err != nil {
+		if err := agent.WaitInSync(harness.Limit(t, 60*time.Second)); err != nil {
 			t.Fatal(err)
 		}
 	}

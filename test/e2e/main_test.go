@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -15,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -22,23 +22,7 @@ import (
 // binaries are built once for all tests.
 var binaries testbed.Binaries
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	if testbed.Supported() == nil {
-		dir, err := os.MkdirTemp("", "millrace-e2e-")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		if binaries, err = testbed.BuildBinaries(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(harness.Main(m, &binaries)) }
 
 // quick is how long to wait for an answer that should not come.
 const quick = 200 * time.Millisecond
@@ -53,11 +37,11 @@ func startStack(t *testing.T, options testbed.Options) *testbed.Stack {
 	if err := testbed.Supported(); err != nil {
 		t.Skip(err)
 	}
-	stack, err := testbed.StartStack(limit(t, 60*time.Second), options, binaries)
+	stack, err := testbed.StartStack(harness.Limit(t, 60*time.Second), options, binaries)
 	if stack != nil {
 		t.Cleanup(func() {
 			if t.Failed() {
-				logs(t, stack)
+				harness.Logs(t, stack)
 			}
 			if err := stack.Close(); err != nil {
 				t.Error(err)
@@ -79,30 +63,10 @@ func startStack(t *testing.T, options testbed.Options) *testbed.Stack {
 	return stack
 }
 
-// logs shows the end of what the programs said.
-func logs(t *testing.T, stack *testbed.Stack) {
-	if stack.Calculator != nil && stack.Calculator.Process != nil {
-		t.Logf("calculator:\n%s", stack.Calculator.Process.LogTail(15))
-	}
-	for _, agent := range stack.Agents {
-		if agent.Process != nil {
-			t.Logf("agent of %s:\n%s", agent.Node.Name, agent.Process.LogTail(15))
-		}
-	}
-}
-
-// limit is a context that ends with the test or after the time.
-func limit(t *testing.T, after time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), after)
-	t.Cleanup(cancel)
-	return ctx
-}
-
 // serve programs services on all nodes.
 func serve(t *testing.T, stack *testbed.Stack, services ...testbed.Service) {
 	t.Helper()
-	if err := stack.Serve(limit(t, 20*time.Second), services...); err != nil {
+	if err := stack.Serve(harness.Limit(t, 20*time.Second), services...); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -110,7 +74,7 @@ func serve(t *testing.T, stack *testbed.Stack, services ...testbed.Service) {
 // unserve removes services from all nodes.
 func unserve(t *testing.T, stack *testbed.Stack, services ...testbed.Service) {
 	t.Helper()
-	if err := stack.Unserve(limit(t, 20*time.Second), services...); err != nil {
+	if err := stack.Unserve(harness.Limit(t, 20*time.Second), services...); err != nil {
 		t.Fatal(err)
 	}
 }

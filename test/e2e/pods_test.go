@@ -12,6 +12,7 @@ import (
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -24,7 +25,7 @@ func TestPodsComeAndGo(t *testing.T) {
 	node, agent := stack.Nodes[0], stack.Agents[0]
 	service := newService("steady", 1, stack.Nodes[1].Pods[0].Endpoint())
 	serve(t, stack, service)
-	ctx := limit(t, 60*time.Second)
+	ctx := harness.Limit(t, 60*time.Second)
 	before := attachments(t, agent)
 	pinsBefore := pins(t, node)
 	for round := range 3 {
@@ -87,7 +88,7 @@ func TestPodsComeAndGo(t *testing.T) {
 // attachments counts an agent's.
 func attachments(t *testing.T, agent *testbed.Agent) int {
 	t.Helper()
-	status, err := agent.GetStatus(limit(t, 10*time.Second), &agentv1.GetStatusRequest{})
+	status, err := agent.GetStatus(harness.Limit(t, 10*time.Second), &agentv1.GetStatusRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +122,7 @@ func TestEarlierConnections(t *testing.T) {
 	stack := &testbed.Stack{Cluster: cluster, Binaries: binaries}
 	t.Cleanup(func() {
 		if t.Failed() {
-			logs(t, stack)
+			harness.Logs(t, stack)
 		}
 		if err := stack.Close(); err != nil {
 			t.Error(err)
@@ -158,7 +159,7 @@ func TestEarlierConnections(t *testing.T) {
 		}
 	}
 	goOn(t, "before", open)
-	if err := stack.Up(limit(t, 60*time.Second)); err != nil {
+	if err := stack.Up(harness.Limit(t, 60*time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	goOn(t, "after", open)

@@ -15,6 +15,7 @@ import (
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
@@ -57,7 +58,7 @@ func contents(ctx context.Context, t *testing.T, agent *testbed.Agent) []string 
 // is what is.
 func TestNoResidue(t *testing.T) {
 	stack := startStack(t, testbed.Options{Nodes: 2, PodsPerNode: 3})
-	ctx := limit(t, 120*time.Second)
+	ctx := harness.Limit(t, 120*time.Second)
 	kept := newService("kept", 1, stack.Pods()[0].Endpoint())
 	serve(t, stack, kept)
 	before := map[string][]string{}

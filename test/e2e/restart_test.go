@@ -11,6 +11,7 @@ import (
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -107,7 +108,7 @@ func TestAgentRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ctx := limit(t, 30*time.Second)
+	ctx := harness.Limit(t, 30*time.Second)
 	for _, agent := range stack.Agents {
 		if err := agent.WaitInSync(ctx); err != nil {
 			t.Fatal(err)
@@ -144,7 +145,7 @@ func TestCalculatorRestart(t *testing.T) {
 	if err := stack.Calculator.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	ctx := limit(t, 60*time.Second)
+	ctx := harness.Limit(t, 60*time.Second)
 	for _, agent := range stack.Agents {
 		waitStatus(ctx, t, agent, "disconnected", func(status *agentv1.GetStatusResponse) bool {
 			return !status.GetCalculator().GetConnected()
@@ -223,7 +224,7 @@ func TestAgentsAreIndependent(t *testing.T) {
 	if err := stack.ApplyService(service); err != nil {
 		t.Fatal(err)
 	}
-	if err := stack.Agents[0].WaitServices(limit(t, 20*time.Second), service); err != nil {
+	if err := stack.Agents[0].WaitServices(harness.Limit(t, 20*time.Second), service); err != nil {
 		t.Fatal(err)
 	}
 	each(t, func(t *testing.T, bypass bool, network string, family int) {

@@ -5,6 +5,7 @@ package controlplane
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
 	"io"
@@ -20,6 +21,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/millrace-project/millrace/test/certs"
 )
 
 // Clientset returns a client with every right.
@@ -43,17 +46,21 @@ func (c *ControlPlane) Clientset() (kubernetes.Interface, error) {
 	return c.admin, nil
 }
 
+func (c *ControlPlane) clientCertificate(user string, groups []string) (certs.Pair, error) {
+	return c.ca.Issue(pkix.Name{CommonName: user, Organization: groups}, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth})
+}
+
 // UserConfig returns the configuration of a client that presents a certificate
 // of the user. Its connections are opened in the control plane's namespace.
 func (c *ControlPlane) UserConfig(user string, groups ...string) (*rest.Config, error) {
-	p, err := c.ca.issue(pkix.Name{CommonName: user, Organization: groups})
+	p, err := c.clientCertificate(user, groups)
 	if err != nil {
 		return nil, err
 	}
 	return &rest.Config{
 		Host:            "https://" + c.endpoint(),
 		Dial:            dialNetNS(c.opts.NetNS),
-		TLSClientConfig: rest.TLSClientConfig{CAData: c.ca.pem(), CertData: p.cert, KeyData: p.key},
+		TLSClientConfig: rest.TLSClientConfig{CAData: c.ca.PEM(), CertData: p.Cert, KeyData: p.Key},
 	}, nil
 }
 
@@ -61,12 +68,12 @@ func (c *ControlPlane) UserConfig(user string, groups ...string) (*rest.Config, 
 // returns its path. Server is the address ("127.0.0.1:6443") where the reader
 // of the file reaches the API server, the API server's own if empty.
 func (c *ControlPlane) Kubeconfig(server, user string, groups ...string) (string, error) {
-	p, err := c.ca.issue(pkix.Name{CommonName: user, Organization: groups})
+	p, err := c.clientCertificate(user, groups)
 	if err != nil {
 		return "", err
 	}
 	return c.writeKubeconfig(server, user, &clientcmdapi.AuthInfo{
-		ClientCertificateData: p.cert, ClientKeyData: p.key,
+		ClientCertificateData: p.Cert, ClientKeyData: p.Key,
 	})
 }
 
@@ -106,7 +113,7 @@ func (c *ControlPlane) writeKubeconfig(server, user string, auth *clientcmdapi.A
 	}
 	cfg := clientcmdapi.Config{
 		Clusters: map[string]*clientcmdapi.Cluster{
-			"test": {Server: "https://" + server, CertificateAuthorityData: c.ca.pem()},
+			"test": {Server: "https://" + server, CertificateAuthorityData: c.ca.PEM()},
 		},
 		AuthInfos:      map[string]*clientcmdapi.AuthInfo{user: auth},
 		Contexts:       map[string]*clientcmdapi.Context{"test": {Cluster: "test", AuthInfo: user}},

@@ -10,6 +10,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
@@ -23,6 +24,8 @@ import (
 	"time"
 
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/millrace-project/millrace/test/certs"
 )
 
 // Options say where and how a control plane runs. The zero value is one on
@@ -51,7 +54,7 @@ type ControlPlane struct {
 	opts      Options
 	dir       string
 	temporary bool
-	ca        *authority
+	ca        *certs.Authority
 	etcdPort  uint16
 	peerPort  uint16
 
@@ -116,29 +119,29 @@ func (c *ControlPlane) prepare() error {
 
 func (c *ControlPlane) writePKI() error {
 	var err error
-	if c.ca, err = newAuthority("millrace-test-ca"); err != nil {
+	if c.ca, err = certs.NewAuthority("millrace-test-ca"); err != nil {
 		return err
 	}
 	pki := filepath.Join(c.dir, "pki")
-	if err := os.WriteFile(filepath.Join(pki, "ca.crt"), c.ca.pem(), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(pki, "ca.crt"), c.ca.PEM(), 0o600); err != nil {
 		return fmt.Errorf("writing the CA certificate: %w", err)
 	}
 	ips := []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback, c.opts.Address.AsSlice()}
 	for _, cidr := range c.opts.ServiceCIDRs {
 		ips = append(ips, cidr.Masked().Addr().Next().AsSlice()) // of the service "kubernetes"
 	}
-	server, err := c.ca.issue(pkix.Name{CommonName: "kube-apiserver"}, ips...)
+	server, err := c.ca.Issue(pkix.Name{CommonName: "kube-apiserver"}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, ips...)
 	if err != nil {
 		return err
 	}
-	if err := server.write(pki, "server"); err != nil {
+	if err := server.Write(pki, "server"); err != nil {
 		return err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fmt.Errorf("generating the service account key: %w", err)
 	}
-	keyPEM, err := encodeKey(key)
+	keyPEM, err := certs.EncodeKey(key)
 	if err != nil {
 		return err
 	}
@@ -220,8 +223,11 @@ func (c *ControlPlane) StopAPIServer() error {
 }
 
 // Stop ends the API server, then etcd: in the other order the API server
-// would spend its shutdown on retries.
+// would spend its shutdown on retries. A nil one was not started.
 func (c *ControlPlane) Stop() error {
+	if c == nil {
+		return nil
+	}
 	err := errors.Join(c.StopAPIServer(), c.stopEtcd())
 	c.removeDir()
 	return err

@@ -16,6 +16,7 @@ import (
 
 	calculatorv1 "github.com/millrace-project/millrace/proto/millrace/calculator/v1"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/reliability"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -23,7 +24,7 @@ import (
 // testWithoutAPIServer: a calculator that has read everything serves agents
 // that come anew; one that has read nothing serves nobody and says why.
 func (f *sourceFaults) testWithoutAPIServer(t *testing.T) {
-	ctx := limit(t, 90*time.Second+longAway())
+	ctx := harness.Limit(t, 90*time.Second+longAway())
 	late := f.newReplica(t, 2, f.kubeconfig)
 	f.serve(ctx, t, f.near)
 	gone := newService("gone", 21, false, f.near.Endpoint())
@@ -81,7 +82,7 @@ func longAway() time.Duration {
 
 // testWithoutEtcd kills etcd, which the API server outlives.
 func (f *sourceFaults) testWithoutEtcd(t *testing.T) {
-	ctx := limit(t, 60*time.Second)
+	ctx := harness.Limit(t, 60*time.Second)
 	if err := f.plane.KillEtcd(); err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +106,7 @@ func (f *sourceFaults) testWithoutEtcd(t *testing.T) {
 // testWithoutRight makes the calculator's token worthless, and then writes
 // another one to its file, as the kubelet does.
 func (f *sourceFaults) testWithoutRight(t *testing.T) {
-	ctx := limit(t, 60*time.Second)
+	ctx := harness.Limit(t, 60*time.Second)
 	client, err := f.plane.Clientset()
 	if err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/kube/controlplane"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/testbed"
@@ -72,7 +73,7 @@ func startPlane(t *testing.T, options testbed.Options) *fixture {
 	if err := buildBinaries(); err != nil {
 		t.Fatal(err)
 	}
-	ctx := limit(t, 90*time.Second)
+	ctx := harness.Limit(t, 90*time.Second)
 	cluster, err := testbed.Start(options)
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +114,7 @@ func startPlane(t *testing.T, options testbed.Options) *fixture {
 func start(t *testing.T, options testbed.Options, calculators ...string) *fixture {
 	t.Helper()
 	f := startPlane(t, options)
-	ctx := limit(t, 60*time.Second)
+	ctx := harness.Limit(t, 60*time.Second)
 	var err error
 	f.calculator, err = f.StartCalculator(testbed.CalculatorOptions{Binaries: binaries, Kubeconfig: f.kubeconfig})
 	if err != nil {
@@ -129,24 +130,7 @@ func start(t *testing.T, options testbed.Options, calculators ...string) *fixtur
 	return f
 }
 
-func (f *fixture) close(t *testing.T) {
-	if t.Failed() {
-		for _, process := range f.Processes() {
-			if !strings.HasPrefix(process.Name, "probe-") {
-				t.Logf("%s:\n%s", process.Name, process.LogTail(15))
-			}
-		}
-	}
-	// What watches the API server goes before it.
-	if err := f.Close(); err != nil {
-		t.Error(err)
-	}
-	if f.plane != nil {
-		if err := f.plane.Stop(); err != nil {
-			t.Error(err)
-		}
-	}
-}
+func (f *fixture) close(t *testing.T) { harness.Close(t, f.Cluster, f.plane.Stop) }
 
 // nodeObjects are the Nodes and Pods of the cluster.
 func (f *fixture) nodeObjects() []runtime.Object {
@@ -260,12 +244,4 @@ func newService(name string, n int, nodePort bool, endpoints ...testbed.Endpoint
 		service.Ports = append(service.Ports, port)
 	}
 	return service
-}
-
-// limit is a context that ends with the test or after the time.
-func limit(t *testing.T, after time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), after)
-	t.Cleanup(cancel)
-	return ctx
 }

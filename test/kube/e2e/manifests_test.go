@@ -15,13 +15,14 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/kube/controlplane"
 )
 
 // TestManifests renders every kustomization of deploy/ and lets the API server
 // judge it, unknown fields included.
 func TestManifests(t *testing.T) {
-	ctx := limit(t, 90*time.Second)
+	ctx := harness.Limit(t, 90*time.Second)
 	plane, err := controlplane.Start(ctx, controlplane.Options{})
 	if err != nil {
 		t.Fatal(err)

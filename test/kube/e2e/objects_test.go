@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -23,7 +24,7 @@ import (
 // and by kubectl, and dials them.
 func TestObjects(t *testing.T) {
 	f := start(t, testbed.Options{Nodes: 3, PodsPerNode: 2})
-	ctx := limit(t, 90*time.Second)
+	ctx := harness.Limit(t, 90*time.Second)
 	near, far := f.Nodes[0].Pods[1], f.Nodes[1].Pods[0]
 
 	t.Run("client-go", func(t *testing.T) { testTypes(ctx, t, f, near, far) })

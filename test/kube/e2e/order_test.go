@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
@@ -55,7 +56,7 @@ func (s *subject) slice(family int, endpoints []testbed.Endpoint) runtime.Object
 // and compares the nodes' maps with what they were before.
 func TestEveryOrder(t *testing.T) {
 	f := start(t, testbed.Options{Nodes: 2, PodsPerNode: 2})
-	ctx := limit(t, 3*time.Minute)
+	ctx := harness.Limit(t, 3*time.Minute)
 	kept := newService("kept", 20, true, f.Pods()[0].Endpoint())
 	f.apply(ctx, t, kept.Objects()...)
 	f.waitServices(ctx, t, kept)
@@ -70,7 +71,7 @@ func TestEveryOrder(t *testing.T) {
 	}
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
-			ctx := limit(t, 3*time.Minute)
+			ctx := harness.Limit(t, 3*time.Minute)
 			c := &churn{fixture: f, random: rand.New(rand.NewPCG(seed, 7))}
 			for n := range 6 {
 				c.subjects = append(c.subjects, &subject{

@@ -18,6 +18,7 @@ import (
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
@@ -28,7 +29,7 @@ func TestTwoCalculators(t *testing.T) {
 	options := testbed.Options{Nodes: 2, PodsPerNode: 2}
 	// The address plan is the same in all clusters.
 	f := startTwo(t, options)
-	ctx := limit(t, 90*time.Second)
+	ctx := harness.Limit(t, 90*time.Second)
 	near, far := f.Nodes[0].Pods[1], f.Nodes[1].Pods[0]
 	service := newService("kept", 20, true, near.Endpoint(), far.Endpoint())
 	f.apply(ctx, t, service.Objects()...)

@@ -15,6 +15,7 @@ import (
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 	calculatorv1 "github.com/millrace-project/millrace/proto/millrace/calculator/v1"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/kube/controlplane"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -53,7 +54,7 @@ func TestSourceFaults(t *testing.T) {
 func startSourceFaults(t *testing.T) *sourceFaults {
 	t.Helper()
 	f := &sourceFaults{fixture: startPlane(t, testbed.Options{Nodes: 2, PodsPerNode: 2})}
-	ctx := limit(t, 90*time.Second)
+	ctx := harness.Limit(t, 90*time.Second)
 	var err error
 	const relayAddress = "127.0.0.1:6444"
 	if f.relay, err = f.plane.Forward(f.Control.NetNS, relayAddress); err != nil {
@@ -116,7 +117,7 @@ func (f *sourceFaults) toDirect(ctx context.Context, t *testing.T) {
 // testFrozen: nothing gets through to one calculator. It refuses the agents
 // that know more, and serves them when it has caught up.
 func (f *sourceFaults) testFrozen(t *testing.T) {
-	ctx := limit(t, 60*time.Second)
+	ctx := harness.Limit(t, 60*time.Second)
 	f.serve(ctx, t, f.near, f.far)
 	gone := newService("gone", 21, false, f.near.Endpoint())
 	f.apply(ctx, t, gone.Objects()...)
@@ -149,7 +150,7 @@ func (f *sourceFaults) testFrozen(t *testing.T) {
 // new ones are not. It finds out by itself, at the latest when an agent comes
 // that knows more.
 func (f *sourceFaults) testFrozenAndNoticed(t *testing.T) {
-	ctx := limit(t, 60*time.Second)
+	ctx := harness.Limit(t, 60*time.Second)
 	f.serve(ctx, t, f.near, f.far)
 	f.toDirect(ctx, t)
 	f.relay.Freeze(false)
@@ -165,7 +166,7 @@ func (f *sourceFaults) testFrozenAndNoticed(t *testing.T) {
 // testSlow: what one calculator hears comes late. Agents that know more wait
 // for it, or are refused, and never go back.
 func (f *sourceFaults) testSlow(t *testing.T) {
-	ctx := limit(t, 60*time.Second)
+	ctx := harness.Limit(t, 60*time.Second)
 	f.serve(ctx, t, f.near, f.far)
 	f.toDirect(ctx, t)
 	f.relay.Delay(1500 * time.Millisecond)
@@ -181,7 +182,7 @@ func (f *sourceFaults) testSlow(t *testing.T) {
 // come from the former must not have to wait for the latter's next bookmark,
 // which takes up to a minute.
 func (f *sourceFaults) testFreshReplica(t *testing.T) {
-	ctx := limit(t, 60*time.Second)
+	ctx := harness.Limit(t, 60*time.Second)
 	f.ensure(ctx, t, f.direct)
 	for range 3 { // versions go on, those of Nodes and Pods do not
 		f.serve(ctx, t, f.far)
@@ -231,7 +232,7 @@ var epochCommand = regexp.MustCompile(`kubectl annotate namespace kube-system --
 // were. Whatever was told since is worth nothing, but nobody can know that this
 // was meant: agents keep what they have until an operator says so.
 func (f *sourceFaults) testEtcdRestored(t *testing.T) {
-	ctx := limit(t, 150*time.Second)
+	ctx := harness.Limit(t, 150*time.Second)
 	f.ensure(ctx, t, f.direct)
 	f.ensure(ctx, t, f.relayed)
 	backup := filepath.Join(t.TempDir(), "backup.db")
@@ -308,7 +309,7 @@ func (f *sourceFaults) testEtcdRestored(t *testing.T) {
 // have passed those of before when a calculator hears of the API server again:
 // no version tells it that it has missed something.
 func (f *sourceFaults) testEtcdRestoredAndGoneOn(t *testing.T) {
-	ctx := limit(t, 90*time.Second)
+	ctx := harness.Limit(t, 90*time.Second)
 	f.ensure(ctx, t, f.relayed)
 	f.direct.kill(t)
 	f.relayed.awaitAgents(ctx, t)
@@ -347,7 +348,7 @@ func (f *sourceFaults) testEtcdRestoredAndGoneOn(t *testing.T) {
 // were given out, as etcd's documentation says for clusters with watchers. Then
 // there is nothing for an operator to do.
 func (f *sourceFaults) testEtcdRestoredAndRaised(t *testing.T) {
-	ctx := limit(t, 90*time.Second)
+	ctx := harness.Limit(t, 90*time.Second)
 	backup := filepath.Join(t.TempDir(), "backup.db")
 	f.serve(ctx, t, f.near, f.far)
 	if err := f.plane.SaveEtcd(ctx, backup); err != nil {

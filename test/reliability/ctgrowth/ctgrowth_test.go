@@ -13,6 +13,7 @@ import (
 	"time"
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/reliability"
 	"github.com/millrace-project/millrace/test/testbed"
@@ -72,7 +73,7 @@ func TestGrowth(t *testing.T) {
 		if err := w.agent.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.agent.WaitInSync(limit(t, 30*time.Second)); err != nil {
+		if err := w.agent.WaitInSync(harness.Limit(t, 30*time.Second)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -98,7 +99,7 @@ func TestLimit(t *testing.T) {
 	for range tiny * 85 / 100 / 2 {
 		w.open(l)
 	}
-	if err := testbed.Eventually(limit(t, 30*time.Second), func() error {
+	if err := testbed.Eventually(harness.Limit(t, 30*time.Second), func() error {
 		if n := w.settled()["established_v4"].GetMaxEntries(); n != 2*tiny {
 			return fmt.Errorf("established_v4 has %d entries, want it to grow to %d", n, 2*tiny)
 		}

@@ -17,25 +17,16 @@ import (
 	"time"
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/reliability/traffic"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
-// binDir is where programs are built that are not built yet.
-var binDir string
+// binaries are built once for all tests.
+var binaries testbed.Binaries
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	var err error
-	if binDir, err = os.MkdirTemp("", "millrace-ctgrowth-"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(binDir)
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(harness.Main(m, &binaries)) }
 
 // tiny are the maps that the tests fill: not so small that connections that wait
 // for room fill the larger map as well before the entries of this one have
@@ -68,12 +59,8 @@ func start(t *testing.T, agentArgs ...string) *world {
 	if err := testbed.Supported(); err != nil {
 		t.Skip(err)
 	}
-	binaries, err := testbed.BuildBinaries(binDir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	args := append([]string{fmt.Sprintf("--max-established=%d", tiny), "--max-embryonic=512"}, agentArgs...)
-	stack, err := testbed.StartStack(limit(t, time.Minute), testbed.Options{Nodes: 2, PodsPerNode: 2, AgentArgs: args}, binaries)
+	stack, err := testbed.StartStack(harness.Limit(t, time.Minute), testbed.Options{Nodes: 2, PodsPerNode: 2, AgentArgs: args}, binaries)
 	if stack != nil {
 		t.Cleanup(func() {
 			for _, agent := range stack.Agents {
@@ -98,7 +85,7 @@ func start(t *testing.T, agentArgs ...string) *world {
 			t.Fatal(err)
 		}
 	}
-	if err := stack.Serve(limit(t, 30*time.Second), nearby, remote); err != nil {
+	if err := stack.Serve(harness.Limit(t, 30*time.Second), nearby, remote); err != nil {
 		t.Fatal(err)
 	}
 	pod, err := stack.ProbeBypass(&stack.Nodes[0].Pods[0].Host)
@@ -121,13 +108,6 @@ func start(t *testing.T, agentArgs ...string) *world {
 		}
 	}
 	return w
-}
-
-func limit(t *testing.T, after time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), after)
-	t.Cleanup(cancel)
-	return ctx
 }
 
 // open opens a connection of a lane and makes the requests that establish it.
@@ -229,7 +209,7 @@ func (w *world) maps() (map[string]*agentv1.MapState, error) {
 func (w *world) settled() map[string]*agentv1.MapState {
 	w.Helper()
 	var maps map[string]*agentv1.MapState
-	if err := testbed.Eventually(limit(w.T, 30*time.Second), func() (err error) {
+	if err := testbed.Eventually(harness.Limit(w.T, 30*time.Second), func() (err error) {
 		if maps, err = w.maps(); err != nil {
 			return err
 		}
@@ -248,7 +228,7 @@ func (w *world) settled() map[string]*agentv1.MapState {
 // problems waits until the agent's problems satisfy a condition.
 func (w *world) problems(condition func(all string) error) {
 	w.Helper()
-	if err := testbed.Eventually(limit(w.T, 30*time.Second), func() error {
+	if err := testbed.Eventually(harness.Limit(w.T, 30*time.Second), func() error {
 		status, err := w.agent.GetStatus(context.Background(), &agentv1.GetStatusRequest{})
 		if err != nil {
 			return err

@@ -180,7 +180,7 @@ func (r *rig) query(ctx context.Context, b *background, random *rand.Rand) error
 			if query == "dump" {
 				args = append(args, r.Nodes[0].Name)
 			}
-			if exec.CommandContext(ctx, r.binaries.Ctl, args...).Run() != nil {
+			if exec.CommandContext(ctx, binaries.Ctl, args...).Run() != nil {
 				b.unanswered.Add(1)
 			}
 			b.queries.Add(1)
@@ -189,7 +189,7 @@ func (r *rig) query(ctx context.Context, b *background, random *rand.Rand) error
 		node, query := random.IntN(len(r.Nodes)), agentQueries[random.IntN(len(agentQueries))]
 		// An agent that nobody is just breaking has to answer.
 		there := r.agentMu[node].TryLock()
-		output, err := exec.CommandContext(ctx, r.binaries.Ctl, "--agent", "unix://"+r.Nodes[node].Socket, query).CombinedOutput()
+		output, err := exec.CommandContext(ctx, binaries.Ctl, "--agent", "unix://"+r.Nodes[node].Socket, query).CombinedOutput()
 		if there {
 			r.agentMu[node].Unlock()
 		}

@@ -309,7 +309,7 @@ func sizeOf(ctx context.Context, agent *testbed.Agent, name string) (uint32, err
 // take the place of the present ones, and these theirs.
 func previousRelease(ctx context.Context, r *rig, random *rand.Rand) error {
 	node := random.IntN(len(r.agents))
-	for _, program := range []string{r.previous.Agent, r.binaries.Agent} {
+	for _, program := range []string{r.previous.Agent, binaries.Agent} {
 		err := r.withAgent(ctx, node, stop, func(agent *testbed.Agent) error {
 			agent.SetBinary(program)
 			return nil

@@ -16,26 +16,17 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/kube/controlplane"
 	"github.com/millrace-project/millrace/test/reliability/skew"
 	"github.com/millrace-project/millrace/test/reliability/traffic"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
-// binDir is where programs are built that are not built yet.
-var binDir string
+// binaries are built once for all tests.
+var binaries testbed.Binaries
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	var err error
-	if binDir, err = os.MkdirTemp("", "millrace-faults-"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(binDir)
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(harness.Main(m, &binaries)) }
 
 const (
 	apiServerPort = 6443
@@ -50,7 +41,6 @@ const (
 // each node, under load.
 type rig struct {
 	*testbed.Cluster
-	binaries    testbed.Binaries
 	previous    testbed.Binaries // of the previous release, if they can be had
 	faults      []fault          // that can be made
 	plane       *controlplane.ControlPlane
@@ -75,13 +65,9 @@ func startRig(t *testing.T) *rig {
 		t.Skip(err)
 	}
 	r := &rig{faults: faults}
-	var err error
-	if r.binaries, err = testbed.BuildBinaries(binDir); err != nil {
-		t.Fatal(err)
-	}
 	release, err := skew.Previous()
 	if err == nil {
-		r.previous, err = release.Build(r.binaries)
+		r.previous, err = release.Build(binaries)
 	}
 	if errors.Is(err, skew.ErrNoHistory) {
 		t.Logf("figure: left out: %s: %v", ofPreviousRelease.name, err)
@@ -111,7 +97,7 @@ func startRig(t *testing.T) *rig {
 	}
 	var addresses []string
 	for replica := range 2 {
-		calculator, err := r.StartCalculator(testbed.CalculatorOptions{Binaries: r.binaries, Kubeconfig: kubeconfig, Replica: replica})
+		calculator, err := r.StartCalculator(testbed.CalculatorOptions{Binaries: binaries, Kubeconfig: kubeconfig, Replica: replica})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -121,12 +107,12 @@ func startRig(t *testing.T) *rig {
 			t.Fatal(err)
 		}
 	}
-	options := testbed.AgentOptions{Binaries: r.binaries, Calculators: addresses, Args: arguments(sizes(0))}
+	options := testbed.AgentOptions{Binaries: binaries, Calculators: addresses, Args: arguments(sizes(0))}
 	if r.agents, err = r.StartAgents(ctx, options); err != nil {
 		t.Fatal(err)
 	}
 	r.traffic, err = traffic.Start(ctx, traffic.Options{
-		Cluster: r.Cluster, Binaries: r.binaries, Agents: r.agents, Objects: r.plane, Rate: rate,
+		Cluster: r.Cluster, Binaries: binaries, Agents: r.agents, Objects: r.plane, Rate: rate,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +126,7 @@ func (r *rig) examine(failure traffic.Failure) string {
 	port := fmt.Sprintf(":%d", failure.Local.Port())
 	var found strings.Builder
 	for _, node := range r.Nodes {
-		output, err := exec.Command(r.binaries.Ctl, "--agent", "unix://"+node.Socket, "conntrack", "-o", "wide").Output()
+		output, err := exec.Command(binaries.Ctl, "--agent", "unix://"+node.Socket, "conntrack", "-o", "wide").Output()
 		if err != nil {
 			fmt.Fprintf(&found, "\t%s: %v\n", node.Name, err)
 		}
@@ -165,24 +151,7 @@ func (r *rig) objects() []runtime.Object {
 	return objects
 }
 
-func (r *rig) close(t *testing.T) {
-	if t.Failed() {
-		for _, process := range r.Processes() {
-			if !strings.HasPrefix(process.Name, "probe-") {
-				t.Logf("%s:\n%s", process.Name, process.LogTail(30))
-			}
-		}
-	}
-	// What watches the API server goes before it.
-	if err := r.Close(); err != nil {
-		t.Error(err)
-	}
-	if r.plane != nil {
-		if err := r.plane.Stop(); err != nil {
-			t.Error(err)
-		}
-	}
-}
+func (r *rig) close(t *testing.T) { harness.Close(t, r.Cluster, r.plane.Stop) }
 
 // settled waits until all agents are in sync and have what was written last.
 func (r *rig) settled(ctx context.Context) error {

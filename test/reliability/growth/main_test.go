@@ -12,6 +12,7 @@ import (
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/reliability"
 	"github.com/millrace-project/millrace/test/reliability/syscalls"
 	"github.com/millrace-project/millrace/test/reliability/traffic"
@@ -23,23 +24,7 @@ var binaries testbed.Binaries
 
 func TestMain(m *testing.M) {
 	syscalls.Launch()
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	if testbed.Supported() == nil {
-		dir, err := os.MkdirTemp("", "millrace-growth-")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		if binaries, err = testbed.BuildBinaries(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	}
-	return m.Run()
+	os.Exit(harness.Main(m, &binaries))
 }
 
 // rate of the load in requests per second.
@@ -118,9 +103,7 @@ func start(t *testing.T, args ...string) *world {
 const patience = 90 * time.Second
 
 func (w *world) limit(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	t.Cleanup(cancel)
-	return ctx
+	return harness.Limit(t, patience)
 }
 
 func (w *world) inSync(t *testing.T) {
@@ -136,14 +119,27 @@ func (w *world) inSync(t *testing.T) {
 // failed since the last time.
 func (w *world) nothingLost(t *testing.T, when string) {
 	t.Helper()
-	time.Sleep(time.Second) // requests of the time after it
-	report, err := w.traffic.Report()
+	sum, err := w.traffic.Report() // of the time before
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.sum.Add(report)
-	if report.Failed > 0 || report.Requests == 0 {
-		t.Fatalf("%s: %s\n%v", when, report, report.Failures[:min(10, len(report.Failures))])
+	wanted := sum.Requests + uint64(rate()) // a second's, of the time after it
+	err = testbed.Within(patience, func() error {
+		later, err := w.traffic.Report()
+		if err != nil {
+			return err
+		}
+		if sum.Add(later); sum.Requests < wanted {
+			return fmt.Errorf("%d requests have ended, not %d yet", sum.Requests, wanted)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("%s: %v", when, err)
+	}
+	w.sum.Add(sum)
+	if sum.Failed > 0 {
+		t.Fatalf("%s: %s\n%v", when, sum, sum.Failures[:min(10, len(sum.Failures))])
 	}
 }
 

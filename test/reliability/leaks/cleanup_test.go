@@ -12,6 +12,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/reliability"
 	"github.com/millrace-project/millrace/test/reliability/traffic"
@@ -36,10 +37,6 @@ func TestCleanup(t *testing.T) {
 	if err := testbed.Supported(); err != nil {
 		t.Skip(err)
 	}
-	binaries, err := testbed.BuildBinaries(binDir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	cluster, err := testbed.Start(testbed.Options{Nodes: 2, PodsPerNode: 3})
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +52,7 @@ func TestCleanup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx := limit(t, 5*time.Minute)
+	ctx := harness.Limit(t, 5*time.Minute)
 	if err := stack.Up(ctx); err != nil {
 		t.Fatal(err)
 	}

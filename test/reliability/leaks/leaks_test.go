@@ -12,26 +12,17 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/reliability"
 	"github.com/millrace-project/millrace/test/reliability/traffic"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
-// binDir is where programs are built that are not built yet.
-var binDir string
+// binaries are built once for all tests.
+var binaries testbed.Binaries
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	var err error
-	if binDir, err = os.MkdirTemp("", "millrace-leaks-"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(binDir)
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(harness.Main(m, &binaries)) }
 
 // podsAtATime come and go together.
 const podsAtATime = 20
@@ -50,11 +41,7 @@ func start(t *testing.T) *world {
 	if err := testbed.Supported(); err != nil {
 		t.Skip(err)
 	}
-	binaries, err := testbed.BuildBinaries(binDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stack, err := testbed.StartStack(limit(t, time.Minute), testbed.Options{Nodes: 1, PodsPerNode: 1}, binaries)
+	stack, err := testbed.StartStack(harness.Limit(t, time.Minute), testbed.Options{Nodes: 1, PodsPerNode: 1}, binaries)
 	if stack != nil {
 		t.Cleanup(func() {
 			if t.Failed() && len(stack.Agents) > 0 {
@@ -69,13 +56,6 @@ func start(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	return &world{Stack: stack, taker: &taker{agent: stack.Agents[0], own: map[ebpf.MapID]bool{}}}
-}
-
-func limit(t *testing.T, after time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), after)
-	t.Cleanup(cancel)
-	return ctx
 }
 
 // roundOfPods makes pods that serve and a service of them, calls it by every
@@ -157,7 +137,7 @@ func (w *world) call(t *testing.T, service testbed.Service) {
 // and the kernel frees by and by.
 func (w *world) expectNoMore(t *testing.T, before inventory) {
 	t.Helper()
-	ctx := limit(t, 90*time.Second)
+	ctx := harness.Limit(t, 90*time.Second)
 	var now inventory
 	err := testbed.Eventually(ctx, func() (err error) {
 		if now, err = w.taker.take(context.Background()); err != nil {
@@ -179,7 +159,7 @@ func TestPods(t *testing.T) {
 		count = 1000
 	}
 	w := start(t)
-	ctx := limit(t, 10*time.Minute)
+	ctx := harness.Limit(t, 10*time.Minute)
 	// The first ones fill caches and pools.
 	w.roundOfPods(ctx, t)
 	before, err := w.settled(ctx)
@@ -241,7 +221,7 @@ func TestRestarts(t *testing.T) {
 		count = 50
 	}
 	w := start(t)
-	ctx := limit(t, 10*time.Minute)
+	ctx := harness.Limit(t, 10*time.Minute)
 	kept := traffic.NewService("kept", 31, w.Nodes[0].Pods[0].Endpoint())
 	if err := w.Serve(ctx, kept); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -22,7 +23,7 @@ var passing = []string{"ct_", "conntrack", "embryonic", "established", "sock", "
 // testAlone takes both calculators away, then kills the agent: the node goes
 // on, and says since when nobody answers.
 func testAlone(t *testing.T, f *fixture) {
-	ctx := limit(t, 5*time.Minute)
+	ctx := harness.Limit(t, 5*time.Minute)
 	agent, pod, far := f.agents[0], f.Nodes[0].Pods[0], f.Nodes[1].Pods[0]
 	service := small("alone", 100, far.Endpoint())
 	f.apply(ctx, t, service.Objects()...)

@@ -9,13 +9,14 @@ import (
 	"time"
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
 // testDuplicate gives the second node's agent the first one's name. Both say
 // so, and neither takes the stream from the other again and again.
 func testDuplicate(t *testing.T, f *fixture) {
-	ctx := limit(t, 5*time.Minute)
+	ctx := harness.Limit(t, 5*time.Minute)
 	meeting, away := f.calculators[0], f.calculators[1]
 	if err := away.process.Kill(); err != nil {
 		t.Fatal(err)

@@ -26,29 +26,14 @@ import (
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 	calculatorv1 "github.com/millrace-project/millrace/proto/millrace/calculator/v1"
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/kube/controlplane"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
 var binaries testbed.Binaries
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	if testbed.Supported() == nil {
-		dir, err := os.MkdirTemp("", "millrace-replicas-")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		if binaries, err = testbed.BuildBinaries(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(harness.Main(m, &binaries)) }
 
 // The size that the figures are for.
 const (
@@ -99,7 +84,7 @@ func startFixture(t *testing.T) *fixture {
 	}
 	f := &fixture{Cluster: cluster}
 	t.Cleanup(func() { f.close(t) })
-	ctx := limit(t, 5*time.Minute)
+	ctx := harness.Limit(t, 5*time.Minute)
 	f.plane, err = controlplane.Start(ctx, controlplane.Options{NetNS: f.Control.NetNS, Address: f.Control.IPv4, Port: 6443})
 	if err != nil {
 		t.Fatal(err)
@@ -167,23 +152,7 @@ func (f *fixture) agentArgs() []string {
 	return []string{"--tls-ca", f.certs.ca, "--tls-cert", f.certs.cert, "--tls-key", f.certs.key, "--max-backends", "131072"}
 }
 
-func (f *fixture) close(t *testing.T) {
-	if t.Failed() {
-		for _, process := range f.Processes() {
-			if !strings.HasPrefix(process.Name, "probe-") {
-				t.Logf("%s:\n%s", process.Name, process.LogTail(15))
-			}
-		}
-	}
-	if err := f.Close(); err != nil {
-		t.Error(err)
-	}
-	if f.plane != nil {
-		if err := f.plane.Stop(); err != nil {
-			t.Error(err)
-		}
-	}
-}
+func (f *fixture) close(t *testing.T) { harness.Close(t, f.Cluster, f.plane.Stop) }
 
 // bulk is the cluster's many services, with endpoints that are no pods of it.
 func bulk() []runtime.Object {
@@ -364,12 +333,4 @@ func (c *calculator) waitAt(ctx context.Context, t *testing.T, a *testbed.Agent)
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// limit is a context that ends with the test or after the time.
-func limit(t *testing.T, after time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), after)
-	t.Cleanup(cancel)
-	return ctx
 }

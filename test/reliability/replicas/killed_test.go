@@ -13,6 +13,7 @@ import (
 	"time"
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/reliability"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -67,7 +68,7 @@ func testKilled(t *testing.T, f *fixture) {
 	if reliability.Soak() {
 		lasts = 10 * time.Minute
 	}
-	ctx := limit(t, lasts+5*time.Minute)
+	ctx := harness.Limit(t, lasts+5*time.Minute)
 	seed := reliability.Seed(t)
 	random := rand.New(rand.NewPCG(seed, 0))
 	c := &changer{f: f, random: rand.New(rand.NewPCG(seed, 1)), current: map[string]*testbed.Service{}}

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/reliability"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -26,7 +27,7 @@ const perChange = 8 << 10
 // testResume counts what a reconnect costs, TLS and all, in both directions,
 // up to the acknowledgement.
 func testResume(t *testing.T, f *fixture) {
-	ctx := limit(t, 5*time.Minute)
+	ctx := harness.Limit(t, 5*time.Minute)
 	agent := f.agents[0]
 	first, second := f.calculators[0], f.calculators[1]
 	f.reconnect(ctx, t, agent, first, second)

@@ -22,6 +22,7 @@ import (
 	"github.com/millrace-project/millrace/proto/digest"
 	calculatorv1 "github.com/millrace-project/millrace/proto/millrace/calculator/v1"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/reliability"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -44,7 +45,7 @@ const (
 // as have everything, then such as have nothing. Then the calculator stops and
 // sends them away.
 func testStorm(t *testing.T, f *fixture) {
-	ctx := limit(t, 10*time.Minute)
+	ctx := harness.Limit(t, 10*time.Minute)
 	c := f.calculators[0]
 	storm := f.newStorm(ctx, t, c)
 	// Meanwhile, because it takes its time.

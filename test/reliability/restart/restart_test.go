@@ -18,24 +18,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
 var binaries testbed.Binaries
 
-func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "millrace-restart-")
-	if err == nil {
-		binaries, err = testbed.BuildBinaries(dir)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	code := m.Run()
-	os.RemoveAll(dir) //nolint:errcheck // it is temporary
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(harness.Main(m, &binaries)) }
 
 const (
 	services = 10000

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/reliability"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -20,7 +21,7 @@ import (
 // version is what an agent says it is.
 func version(t *testing.T, agent *testbed.Agent) string {
 	t.Helper()
-	status, err := agent.GetStatus(limit(t, 10*time.Second), &agentv1.GetStatusRequest{})
+	status, err := agent.GetStatus(harness.Limit(t, 10*time.Second), &agentv1.GetStatusRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +31,7 @@ func version(t *testing.T, agent *testbed.Agent) string {
 // serve applies services and waits until every node has them.
 func serve(t *testing.T, stack *testbed.Stack, services ...testbed.Service) {
 	t.Helper()
-	if err := stack.Serve(limit(t, 30*time.Second), services...); err != nil {
+	if err := stack.Serve(harness.Limit(t, 30*time.Second), services...); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -39,7 +40,7 @@ func serve(t *testing.T, stack *testbed.Stack, services ...testbed.Service) {
 // difference between what it holds and the kernel.
 func isClean(t *testing.T, agent *testbed.Agent) {
 	t.Helper()
-	ctx := limit(t, 20*time.Second)
+	ctx := harness.Limit(t, 20*time.Second)
 	err := testbed.Eventually(ctx, func() error {
 		status, err := agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
 		if err != nil {
@@ -141,7 +142,7 @@ func TestStateLog(t *testing.T) {
 	settled(t, stack, stack.Agents[0])
 	number := 10
 	for _, binaries := range []testbed.Binaries{present, previous, present} {
-		before := programmed(limit(t, 20*time.Second), t, stack.Agents[0])
+		before := programmed(harness.Limit(t, 20*time.Second), t, stack.Agents[0])
 		held := heldCounts(t, stack.Agents[0])
 		if err := stack.Calculator.Process.Kill(); err != nil {
 			t.Fatal(err)
@@ -151,10 +152,10 @@ func TestStateLog(t *testing.T) {
 		if got := heldCounts(t, agent); got != held {
 			t.Errorf("%s holds %s of the log of the other release, want %s", version(t, agent), got, held)
 		}
-		if after := programmed(limit(t, 20*time.Second), t, agent); !slices.Equal(before, after) {
+		if after := programmed(harness.Limit(t, 20*time.Second), t, agent); !slices.Equal(before, after) {
 			t.Errorf("%s changed maps: %s", version(t, agent), firstDifference(before, after))
 		}
-		if err := agent.WaitServices(limit(t, 10*time.Second), near, far); err != nil {
+		if err := agent.WaitServices(harness.Limit(t, 10*time.Second), near, far); err != nil {
 			t.Error(err)
 		}
 		isClean(t, agent)
@@ -168,7 +169,7 @@ func TestStateLog(t *testing.T) {
 		if err := stack.ApplyService(added); err != nil {
 			t.Fatal(err)
 		}
-		if err := agent.WaitServices(limit(t, 20*time.Second), added); err != nil {
+		if err := agent.WaitServices(harness.Limit(t, 20*time.Second), added); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -178,7 +179,7 @@ func TestStateLog(t *testing.T) {
 // restored waits until an agent has programmed what its log held.
 func restored(t *testing.T, agent *testbed.Agent) {
 	t.Helper()
-	ctx := limit(t, 20*time.Second)
+	ctx := harness.Limit(t, 20*time.Second)
 	err := testbed.Eventually(ctx, func() error {
 		if err := agent.Process.Running(); err != nil {
 			return err
@@ -196,7 +197,7 @@ func restored(t *testing.T, agent *testbed.Agent) {
 // heldCounts is how many resources of each type an agent holds.
 func heldCounts(t *testing.T, agent *testbed.Agent) string {
 	t.Helper()
-	status, err := agent.GetStatus(limit(t, 10*time.Second), &agentv1.GetStatusRequest{})
+	status, err := agent.GetStatus(harness.Limit(t, 10*time.Second), &agentv1.GetStatusRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 	calculatorv1 "github.com/millrace-project/millrace/proto/millrace/calculator/v1"
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/reliability"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -41,7 +42,7 @@ func programmed(ctx context.Context, t *testing.T, agent *testbed.Agent) []strin
 // and returns the agent's connection.
 func settled(t *testing.T, stack *testbed.Stack, agent *testbed.Agent) *agentv1.CalculatorConnection {
 	t.Helper()
-	ctx := limit(t, 60*time.Second)
+	ctx := harness.Limit(t, 60*time.Second)
 	var connection *agentv1.CalculatorConnection
 	err := testbed.Eventually(ctx, func() error {
 		calculator, err := stack.Calculator.GetStatus(ctx, &calculatorv1.GetStatusRequest{})
@@ -96,7 +97,7 @@ func TestAlternatingCalculators(t *testing.T) {
 			agent := useAgent(t, stack, 0, testbed.AgentOptions{Binaries: of.agent, Calculators: []string{relay.Address}})
 			settled(t, stack, agent)
 			first := relay.up.Load() + relay.down.Load()
-			before := programmed(limit(t, time.Minute), t, agent)
+			before := programmed(harness.Limit(t, time.Minute), t, agent)
 			if len(before) < services {
 				t.Fatalf("%d entries of %d services", len(before), services)
 			}
@@ -115,7 +116,7 @@ func TestAlternatingCalculators(t *testing.T) {
 				if up == 0 || down == 0 {
 					t.Errorf("to %s: nothing was counted", calculator.name)
 				}
-				if after := programmed(limit(t, time.Minute), t, agent); !slices.Equal(before, after) {
+				if after := programmed(harness.Limit(t, time.Minute), t, agent); !slices.Equal(before, after) {
 					t.Errorf("to %s: entries of maps changed: %s", calculator.name, firstDifference(before, after))
 				}
 			}

@@ -17,6 +17,7 @@ import (
 	"github.com/millrace-project/millrace/proto/digest"
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/probe"
 	"github.com/millrace-project/millrace/test/testbed"
 )
@@ -117,7 +118,7 @@ func marshal(message proto.Message) []byte {
 func wantErrors(t *testing.T, agent *testbed.Agent, want ...string) {
 	t.Helper()
 	slices.Sort(want)
-	ctx := limit(t, 30*time.Second)
+	ctx := harness.Limit(t, 30*time.Second)
 	err := testbed.Eventually(ctx, func() error {
 		status, err := agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
 		if err != nil {
@@ -239,7 +240,7 @@ func TestLaterAgent(t *testing.T) {
 	agent := useAgent(t, stack, 0, testbed.AgentOptions{Binaries: present, Calculators: []string{later}})
 	other := useAgent(t, stack, 1, testbed.AgentOptions{Binaries: present})
 	serve(t, stack, web)
-	ctx := limit(t, 30*time.Second)
+	ctx := harness.Limit(t, 30*time.Second)
 	err := testbed.Eventually(ctx, func() error {
 		status, err := agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
 		if err != nil {

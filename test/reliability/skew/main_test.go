@@ -3,7 +3,6 @@
 package skew
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -13,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
@@ -55,14 +55,6 @@ func needPrevious(t *testing.T) {
 	}
 }
 
-// limit is a context that ends with the test or after the time.
-func limit(t *testing.T, after time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), after)
-	t.Cleanup(cancel)
-	return ctx
-}
-
 // echoPort is where the echo servers of pods and nodes listen.
 const echoPort = 8080
 
@@ -79,7 +71,7 @@ func startCluster(t *testing.T, options testbed.Options) *testbed.Stack {
 	stack := &testbed.Stack{Cluster: cluster, Binaries: present}
 	t.Cleanup(func() {
 		if t.Failed() {
-			logs(t, stack)
+			harness.Logs(t, stack)
 		}
 		if err := stack.Close(); err != nil {
 			t.Error(err)
@@ -100,18 +92,6 @@ func startCluster(t *testing.T, options testbed.Options) *testbed.Stack {
 	return stack
 }
 
-// logs shows the end of what the programs said.
-func logs(t *testing.T, stack *testbed.Stack) {
-	if stack.Calculator != nil && stack.Calculator.Process != nil {
-		t.Logf("calculator:\n%s", stack.Calculator.Process.LogTail(25))
-	}
-	for _, agent := range stack.Agents {
-		if agent.Process != nil {
-			t.Logf("agent of %s:\n%s", agent.Node.Name, agent.Process.LogTail(25))
-		}
-	}
-}
-
 // useCalculator ends the running calculator, if there is one, and starts one of
 // these binaries in its place.
 func useCalculator(t *testing.T, stack *testbed.Stack, binaries testbed.Binaries) {
@@ -125,7 +105,7 @@ func useCalculator(t *testing.T, stack *testbed.Stack, binaries testbed.Binaries
 	if stack.Calculator, err = stack.StartCalculator(testbed.CalculatorOptions{Binaries: binaries}); err != nil {
 		t.Fatal(err)
 	}
-	if err := stack.Calculator.WaitSynced(limit(t, 30*time.Second)); err != nil {
+	if err := stack.Calculator.WaitSynced(harness.Limit(t, 30*time.Second)); err != nil {
 		t.Fatal(err)
 	}
 }

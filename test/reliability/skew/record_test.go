@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	calculatorv1 "github.com/millrace-project/millrace/proto/millrace/calculator/v1"
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
@@ -71,7 +72,7 @@ func applyStep(t *testing.T, stack *testbed.Stack, step string) {
 // revision is the calculator's newest.
 func revision(t *testing.T, stack *testbed.Stack) uint64 {
 	t.Helper()
-	status, err := stack.Calculator.GetStatus(limit(t, 10*time.Second), &calculatorv1.GetStatusRequest{})
+	status, err := stack.Calculator.GetStatus(harness.Limit(t, 10*time.Second), &calculatorv1.GetStatusRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +119,7 @@ func TestRecord(t *testing.T) {
 		}
 		agent := useAgent(t, stack, 0, testbed.AgentOptions{Binaries: previous, Calculators: []string{address}})
 		settled(t, stack, agent)
-		if err := agent.WaitServices(limit(t, 20*time.Second), steps(stack)[step]...); err != nil {
+		if err := agent.WaitServices(harness.Limit(t, 20*time.Second), steps(stack)[step]...); err != nil {
 			t.Fatal(err)
 		}
 		if n := s.commits(t); n != 1 {
@@ -140,7 +141,7 @@ func TestRecord(t *testing.T) {
 	resuming, agent := begin("step-2")
 	resuming.add(manifests, []byte("step-3"))
 	applyStep(t, stack, "step-3")
-	if err := agent.WaitServices(limit(t, 20*time.Second), steps(stack)["step-3"]...); err != nil {
+	if err := agent.WaitServices(harness.Limit(t, 20*time.Second), steps(stack)["step-3"]...); err != nil {
 		t.Fatal(err)
 	}
 	settled(t, stack, agent)

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
@@ -82,7 +83,7 @@ func calculatorAt(t *testing.T, dir string) func() rawStream {
 	if err := testbed.Within(20*time.Second, func() error { _, err := os.Stat(socket); return err }); err != nil {
 		t.Fatal(err)
 	}
-	ctx := limit(t, 60*time.Second)
+	ctx := harness.Limit(t, 60*time.Second)
 	return func() rawStream {
 		stream, err := dialRaw(ctx, "unix://"+socket, nil)
 		if err != nil {
@@ -233,7 +234,7 @@ func TestReplayCalculator(t *testing.T) {
 					last = string(e.data)
 				}
 			}
-			if err := agent.WaitServices(limit(t, 10*time.Second), steps(stack)[last]...); err != nil {
+			if err := agent.WaitServices(harness.Limit(t, 10*time.Second), steps(stack)[last]...); err != nil {
 				t.Error(err)
 			}
 			if err := agent.Process.Stop(); err != nil {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controlplane
+// Package certs makes certificates that live as long as a test.
+package certs
 
 import (
 	"crypto/ecdsa"
@@ -17,18 +18,17 @@ import (
 	"time"
 )
 
-// authority is a certificate authority that lives as long as a test.
-type authority struct {
+// Authority is a certificate authority.
+type Authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
-// pair is a certificate with its key, PEM encoded.
-type pair struct {
-	cert, key []byte
-}
+// Pair is a certificate with its key, PEM encoded.
+type Pair struct{ Cert, Key []byte }
 
-func newAuthority(name string) (*authority, error) {
+// NewAuthority makes an authority of that common name.
+func NewAuthority(name string) (*Authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("generating a CA key: %w", err)
@@ -45,38 +45,36 @@ func newAuthority(name string) (*authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parsing a CA certificate: %w", err)
 	}
-	return &authority{cert: cert, key: key}, nil
+	return &Authority{cert: cert, key: key}, nil
 }
 
-func (a *authority) pem() []byte {
+// PEM is the authority's own certificate.
+func (a *Authority) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
 }
 
-// issue signs a certificate: for a server if ips are given, else for a client.
-func (a *authority) issue(subject pkix.Name, ips ...net.IP) (pair, error) {
+// Issue signs a certificate for these usages and, if it is a server's, addresses.
+func (a *Authority) Issue(subject pkix.Name, usages []x509.ExtKeyUsage, ips ...net.IP) (Pair, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return pair{}, fmt.Errorf("generating the key of %s: %w", subject.CommonName, err)
+		return Pair{}, fmt.Errorf("generating the key of %s: %w", subject.CommonName, err)
 	}
 	template := certTemplate(subject)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
-	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	if len(ips) > 0 {
-		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-		template.IPAddresses = ips
-	}
+	template.ExtKeyUsage, template.IPAddresses = usages, ips
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {
-		return pair{}, fmt.Errorf("signing the certificate of %s: %w", subject.CommonName, err)
+		return Pair{}, fmt.Errorf("signing the certificate of %s: %w", subject.CommonName, err)
 	}
-	keyPEM, err := encodeKey(key)
+	keyPEM, err := EncodeKey(key)
 	if err != nil {
-		return pair{}, err
+		return Pair{}, err
 	}
-	return pair{cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), key: keyPEM}, nil
+	return Pair{Cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), Key: keyPEM}, nil
 }
 
-func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
+// EncodeKey is a key, PEM encoded.
+func EncodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
 	der, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
 		return nil, fmt.Errorf("encoding a key: %w", err)
@@ -97,12 +95,12 @@ func certTemplate(subject pkix.Name) *x509.Certificate {
 	}
 }
 
-// write stores the pair as name.crt and name.key in dir.
-func (p pair) write(dir, name string) error {
-	if err := os.WriteFile(filepath.Join(dir, name+".crt"), p.cert, 0o600); err != nil {
+// Write stores the pair as name.crt and name.key in dir.
+func (p Pair) Write(dir, name string) error {
+	if err := os.WriteFile(filepath.Join(dir, name+".crt"), p.Cert, 0o600); err != nil {
 		return fmt.Errorf("writing a certificate: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, name+".key"), p.key, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, name+".key"), p.Key, 0o600); err != nil {
 		return fmt.Errorf("writing a key: %w", err)
 	}
 	return nil
