@@ -31,7 +31,7 @@ ARGS ?=
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: setup setup-run setup-build setup-guest
+.PHONY: setup setup-run setup-build setup-guest setup-cluster
 setup: ## Install missing Debian packages (as root; says what is missing otherwise)
 	@.ci/setup all
 setup-run:
@@ -40,13 +40,20 @@ setup-build:
 	@.ci/setup build
 setup-guest:
 	@.ci/setup guest
+setup-cluster:
+	@.ci/setup cluster
 
-.PHONY: tools kube-binaries guest-kernels
+.PHONY: tools kube-binaries cluster-binaries e2e-binaries guest-kernels
 tools: ## Build the pinned code generators and checkers into the cache
 	@.ci/cached-build tools
 kube-binaries: ## Build etcd, kube-apiserver, kube-proxy and kubectl into the cache
 	@.ci/cached-build etcd
 	@.ci/cached-build kubernetes
+cluster-binaries: kube-binaries ## Build what else a real cluster runs: kubelet, controllers, CoreDNS, agnhost
+	@.ci/cached-build node
+	@.ci/cached-build coredns
+e2e-binaries: ## Build Kubernetes' own end-to-end tests into the cache
+	@.ci/cached-build e2e
 guest-kernels: ## Fetch the kernels that virtual machines run, as Debian's packages, into the cache
 	@.ci/guest-kernels
 
