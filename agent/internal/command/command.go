@@ -111,7 +111,7 @@ func newVersion() *cobra.Command {
 }
 
 func newCleanup() *cobra.Command {
-	o := &options{}
+	o, after := &options{}, &afterCleanup{}
 	cmd := &cobra.Command{
 		Use: "cleanup", Short: "Detach and remove everything of this node from the kernel; run it when the agent is stopped", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -130,11 +130,17 @@ func newCleanup() *cobra.Command {
 			if err := errors.Join(err, tracking.Restore()); err != nil {
 				return fmt.Errorf("clean up: %w", err)
 			}
+			if err := after.forget(o); err != nil {
+				return fmt.Errorf("clean up: %w", err)
+			}
 			fmt.Fprintln(cmd.OutOrStdout(), describeRemoved(removed, o.bpfFS))
+			after.wait(cmd.Context())
 			return nil
 		},
 	}
 	o.registerPaths(cmd.Flags())
+	o.registerFallback(cmd.Flags())
+	after.register(cmd.Flags())
 	return cmd
 }
 

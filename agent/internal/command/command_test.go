@@ -5,9 +5,12 @@ package command
 import (
 	"bytes"
 	"context"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf"
 	mbpf "github.com/millrace-project/millrace/bpf"
@@ -119,5 +122,50 @@ func TestNoKubernetes(t *testing.T) {
 		if strings.HasPrefix(line, "k8s.io/") || strings.HasPrefix(line, "sigs.k8s.io/") {
 			t.Errorf("the agent depends on %s", line)
 		}
+	}
+}
+
+// TestCleanupAfterwards removes the log only when told to, and stays.
+func TestCleanupAfterwards(t *testing.T) {
+	state, fallback := t.TempDir(), t.TempDir()
+	o := &options{stateDir: state, fallbackDir: fallback}
+	files := []string{filepath.Join(state, "state.log"), filepath.Join(state, "lock"), o.fallbackLog()}
+	other := filepath.Join(state, "of-somebody-else")
+	for _, file := range append(files, other) {
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := func(file string) bool { _, err := os.Lstat(file); return err == nil }
+	args := []string{"cleanup", "--bpf-dir=" + state + "/nothing", "--state-dir=" + state, "--state-fallback-dir=" + fallback, "--sysctl-dir=" + state}
+	var out, errs bytes.Buffer
+	if status := Main(context.Background(), args, &out, &errs); status != exitOK {
+		t.Fatalf("status %d, %q", status, errs.String())
+	}
+	for _, file := range files {
+		if !there(file) {
+			t.Errorf("%s was removed", file)
+		}
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan int)
+	go func() { ended <- Main(ctx, append(args, "--remove-state", "--stay"), &out, &errs) }()
+	for deadline := time.Now().Add(20 * time.Second); there(files[0]) || there(files[1]) || there(files[2]); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not removed in 20 s: %v", files)
+		}
+	}
+	select {
+	case status := <-ended:
+		t.Errorf("it did not stay: status %d, %q", status, errs.String())
+	default:
+		stop()
+		if status := <-ended; status != exitOK {
+			t.Errorf("status %d, %q", status, errs.String())
+		}
+	}
+	stop()
+	if !there(other) {
+		t.Errorf("%s was removed", other)
 	}
 }

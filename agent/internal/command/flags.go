@@ -55,12 +55,16 @@ func (o *options) registerPaths(flags *pflag.FlagSet) {
 	flags.StringVar(&o.logFormat, "log-format", "json", "json or console")
 }
 
+func (o *options) registerFallback(flags *pflag.FlagSet) {
+	flags.StringVar(&o.fallbackDir, "state-fallback-dir", "/run/millrace", "directory in memory for the log while --state-dir cannot be written; a reboot must empty it; empty for none")
+}
+
 func (o *options) register(flags *pflag.FlagSet) {
 	o.registerPaths(flags)
 	host, _ := os.Hostname()
 	flags.StringVar(&o.node, "node-name", host, "name of this node in the cluster")
 	flags.StringSliceVar(&o.calculators, "calculator", []string{"127.0.0.1:7700"}, "address of a calculator, HOST:PORT or unix:/path; repeat, or separate by commas, for more")
-	flags.StringVar(&o.fallbackDir, "state-fallback-dir", "/run/millrace", "directory in memory for the log while --state-dir cannot be written; a reboot must empty it; empty for none")
+	o.registerFallback(flags)
 	flags.StringVar(&o.cgroupRoot, "cgroup-root", "/sys/fs/cgroup", "directory of the cgroup v2 hierarchy below which this node's processes are")
 	flags.StringVar(&o.listenUnix, "socket", "/run/millrace/agent.sock", "path of the unix socket to serve on, in plaintext; empty for none")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:7701", "HOST:PORT to serve gRPC on; empty for none")

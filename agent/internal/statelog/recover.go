@@ -67,9 +67,9 @@ func (l *Log) lockDir() error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		if lock, err = os.Open(filepath.Join(dir, "lock")); err != nil {
+		if lock, err = os.Open(filepath.Join(dir, lockName)); err != nil {
 			return fmt.Errorf("open lock of state directory: %w", err)
 		}
 	}

@@ -39,6 +39,8 @@ import (
 
 const (
 	fileName = "state.log"
+	// lockName is of the file in the state directory that its user locks.
+	lockName = "lock"
 	// suffixNew is that of a file that is being written in place of another.
 	suffixNew = ".new"
 	// minCompact is the size below which a log is not worth compacting.

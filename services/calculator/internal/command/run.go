@@ -38,6 +38,7 @@ type calculator struct {
 	publisher *publish.Publisher
 	sync      *publish.Service
 	pipeline  *pipeline.Pipeline
+	problems  *pipeline.Problems
 	servers   *servers
 }
 
@@ -56,7 +57,7 @@ func run(ctx context.Context, o *options, stderr io.Writer) error {
 		return err
 	}
 	log.Info("calculator starts", zap.String("version", buildinfo.Version()), zap.String("id", c.sync.CalculatorID),
-		zap.String("source", c.source.Name()), zap.String("listen", o.listen), zap.String("socket", o.socket),
+		zap.String("source", c.source.Name()), zap.String("location", location(c.source)), zap.String("listen", o.listen), zap.String("socket", o.socket),
 		zap.String("metrics", o.metricsListen))
 
 	// Reading ends only after the streams have been drained: until then agents
@@ -104,8 +105,8 @@ func build(o *options, log *zap.Logger) (*calculator, error) {
 	if c.source, err = newSource(o, log.Named("source")); err != nil {
 		return nil, err
 	}
-	problems := pipeline.NewProblems(log.Named("problems"), c.registry)
-	c.pipeline = pipeline.New(c.publisher, problems, log.Named("pipeline"), pipeline.DefaultInterval)
+	c.problems = pipeline.NewProblems(log.Named("problems"), c.registry)
+	c.pipeline = pipeline.New(c.publisher, c.problems, log.Named("pipeline"), pipeline.DefaultInterval)
 	schemas := map[dataplanev1.ResourceType]uint32{}
 	for number := range dataplanev1.ResourceType_name {
 		if schema := canonical.OldestSchema(dataplanev1.ResourceType(number)); schema != 0 {
@@ -122,7 +123,7 @@ func build(o *options, log *zap.Logger) (*calculator, error) {
 		Log: log.Named("sync"), Registry: c.registry})
 	c.servers = newServers(o, c.sync, &api.Service{
 		Version: version, CalculatorID: c.sync.CalculatorID, StartTime: time.Now(), Source: c.source,
-		Publisher: c.publisher, Sync: c.sync, Problems: problems.List})
+		Publisher: c.publisher, Sync: c.sync, Problems: c.problems.List})
 	return c, nil
 }
 
@@ -134,7 +135,32 @@ func newSource(o *options, log *zap.Logger) (source.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--source=kube: %w", err)
 	}
-	return kube.New(config, log)
+	return kube.New(config, kube.Origin(o.kubeconfig), log)
+}
+
+// location is where the source is, if it is anywhere else.
+func location(from source.Source) string {
+	if located, ok := from.(source.Located); ok {
+		return located.Location()
+	}
+	return ""
+}
+
+// notReady tells why agents cannot be served yet; empty if they can.
+func (c *calculator) notReady() string {
+	if c.publisher.Synced() {
+		return ""
+	}
+	why := "the source has not been read in whole yet"
+	if at := location(c.source); at != "" {
+		why += ": " + at
+	}
+	for _, one := range c.problems.List() {
+		if one.Object.Kind == source.KindWatch {
+			why += "\n" + one.Message
+		}
+	}
+	return why
 }
 
 // calculatorID identifies the process: the pod or the host for people, chance
@@ -181,7 +207,7 @@ func (c *calculator) listen() ([]func() error, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--metrics-listen: %w", err)
 		}
-		c.servers.http = newHTTP(c.registry, c.publisher, c.options.pprof)
+		c.servers.http = newHTTP(c.registry, c.notReady, c.options.pprof)
 		add("metrics", listener, c.servers.serveHTTP)
 	}
 	return serve, nil

@@ -127,13 +127,13 @@ func (s *servers) stop(sync *publish.Service, o *options) {
 }
 
 // newHTTP serves metrics and what probes ask for.
-func newHTTP(registry *prometheus.Registry, publisher *publish.Publisher, withPprof bool) *http.Server {
+func newHTTP(registry *prometheus.Registry, notReady func() string, withPprof bool) *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !publisher.Synced() {
-			http.Error(w, "the source has not been read in whole yet", http.StatusServiceUnavailable)
+		if why := notReady(); why != "" {
+			http.Error(w, why, http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")

@@ -35,6 +35,12 @@ type Overtaken interface {
 	Ahead(node, epoch string, position map[string]uint64) string
 }
 
+// Located is a source that is somewhere else and may be out of reach.
+type Located interface {
+	// Location tells people where that is, and from where it is known.
+	Location() string
+}
+
 // Change is the new state of one object; sources are level-triggered, so that
 // a change may be repeated and tells nothing of what was before.
 type Change struct {

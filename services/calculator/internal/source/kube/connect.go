@@ -36,8 +36,8 @@ func Config(kubeconfig, userAgent string) (*rest.Config, error) {
 	var config *rest.Config
 	var err error
 	if kubeconfig == "" {
-		if config, err = rest.InClusterConfig(); err != nil {
-			return nil, fmt.Errorf("no kubeconfig is given and this is no pod: %w", err)
+		if config, err = inCluster(); err != nil {
+			return nil, err
 		}
 	} else if config, err = clientcmd.BuildConfigFromFlags("", kubeconfig); err != nil {
 		return nil, fmt.Errorf("reading kubeconfig %s: %w", kubeconfig, err)

@@ -35,7 +35,8 @@ import (
 type Source struct {
 	client *connection // of the watches
 	probes *connection // of questions beside them; a frozen watch must not freeze these
-	host   string
+	host   string      // of the API server, as a URL
+	origin string      // from where the host is known
 	log    *zap.Logger
 	sink   source.Sink // set by Run
 
@@ -60,8 +61,9 @@ type Source struct {
 	failure error
 }
 
-// New returns a source that reads from the API server.
-func New(config *rest.Config, log *zap.Logger) (*Source, error) {
+// New returns a source that reads from the API server; origin is from where its
+// address is known.
+func New(config *rest.Config, origin string, log *zap.Logger) (*Source, error) {
 	if err := boundSilence(); err != nil {
 		return nil, err
 	}
@@ -73,11 +75,14 @@ func New(config *rest.Config, log *zap.Logger) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Source{client: client, probes: probes, host: config.Host, log: log, unsynced: map[string]bool{}, failed: make(chan struct{})}, nil
+	return &Source{client: client, probes: probes, host: config.Host, origin: origin, log: log, unsynced: map[string]bool{}, failed: make(chan struct{})}, nil
 }
 
 // Name implements source.Source.
 func (s *Source) Name() string { return "kube" }
+
+// Location implements source.Located.
+func (s *Source) Location() string { return s.host + " (from " + s.origin + ")" }
 
 // Epoch implements source.Source.
 func (s *Source) Epoch() string {
@@ -209,12 +214,12 @@ func (s *Source) explain(verb string, err error) (reason, message string) {
 		reason = string(status.Status().Reason)
 		switch status.Status().Code {
 		case http.StatusForbidden:
-			return reason, fmt.Sprintf("%s at %s is forbidden: %v; grant list and watch to this calculator", verb, s.host, err)
+			return reason, fmt.Sprintf("%s at %s is forbidden: %v; grant list and watch to this calculator", verb, s.Location(), err)
 		case http.StatusUnauthorized:
-			return reason, fmt.Sprintf("%s at %s is refused, the credential is not accepted: %v", verb, s.host, err)
+			return reason, fmt.Sprintf("%s at %s is refused, the credential is not accepted: %v", verb, s.Location(), err)
 		}
 		if reason != "" {
-			return reason, fmt.Sprintf("%s at %s fails: %v", verb, s.host, err)
+			return reason, fmt.Sprintf("%s at %s fails: %v", verb, s.Location(), err)
 		}
 	}
 	// The whole URL would hide what matters, and change with every attempt.
@@ -222,7 +227,7 @@ func (s *Source) explain(verb string, err error) (reason, message string) {
 	if errors.As(err, &request) {
 		err = request.Err
 	}
-	return err.Error(), fmt.Sprintf("%s at %s fails: %v", verb, s.host, err)
+	return err.Error(), fmt.Sprintf("%s at %s fails: %v", verb, s.Location(), err)
 }
 
 // staleAfter is the greatest age of a trigger time that is believed.
