@@ -136,8 +136,7 @@ func (w *world) exitsOfCleanup(t *testing.T, r *rand.Rand, sum *tally, count int
 		at := fmt.Sprintf("cleanup with an exit before call %d", n)
 		if w.cleanup(t) {
 			call := w.supervisor.Killed()
-			sum.points++
-			sum.calls[call.String()]++
+			sum.note(call)
 			at = fmt.Sprintf("cleanup, killed before call %d, %s", n, call)
 		}
 		if i%2 == 0 { // else an agent starts on what is half removed
@@ -164,16 +163,13 @@ func (w *world) exitAtFirstStart(t *testing.T, sum *tally, when string, n int, c
 	w.supervisor.KillBefore(n)
 	w.launch(t)
 	at := fmt.Sprintf("%s; start with an exit before call %d", when, n)
-	if w.died(t, at) {
-		call := w.supervisor.Killed()
-		sum.points++
-		sum.calls[call.String()]++
+	if call, _ := w.died(t, at); call != nil {
+		sum.note(call)
 		at += ", " + call.String()
 		if clean {
 			w.repeatCleanup(t, at)
 		}
 	}
-	w.supervisor.Set(nil)
 	if w.agent.Process.Running() != nil {
 		w.launch(t)
 	}

@@ -3,7 +3,6 @@
 package exits
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -126,22 +125,15 @@ func (w *world) exitAt(t *testing.T, sum *tally, name string, n int, change func
 	sum.changes++
 	w.supervisor.KillBefore(n)
 	change()
-	err := w.converge(time.Minute)
-	if err == nil {
-		sum.length[name] = w.supervisor.Count() + 1
-		w.supervisor.Set(nil)
+	call, calls := w.died(t, name)
+	if call == nil {
+		sum.length[name] = calls + 1
 		w.checkTraffic(t, name)
 		return false
 	}
-	call := w.supervisor.Killed()
-	if !errors.Is(err, errDied) || call == nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	sum.points++
-	sum.calls[call.String()]++
+	sum.note(call)
 	at := fmt.Sprintf("change %d, %s, killed before call %d, %s", sum.changes, name, n, call)
 	w.away(t, at, before, w.now)
-	w.supervisor.Set(nil)
 	if !w.fromLog(t, sum, at, before) {
 		w.launch(t)
 	}

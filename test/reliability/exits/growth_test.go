@@ -52,12 +52,11 @@ func (w *world) exitOfGrowth(t *testing.T, r *rand.Rand, sum *tally, n int, larg
 	w.supervisor.KillBefore(n)
 	w.launch(t)
 	at := fmt.Sprintf("growth with an exit before call %d", n)
-	if !w.died(t, at) {
+	call, _ := w.died(t, at)
+	if call == nil {
 		return
 	}
-	call := w.supervisor.Killed()
-	sum.points++
-	sum.calls[call.String()]++
+	sum.note(call)
 	at += ", " + call.String()
 	// The maps by their names need not be those that programs read, so only what
 	// clients see is asked.
@@ -67,7 +66,6 @@ func (w *world) exitOfGrowth(t *testing.T, r *rand.Rand, sum *tally, n int, larg
 			t.Fatalf("%s, no agent runs: %v", at, err)
 		}
 	}
-	w.supervisor.Set(nil)
 	if r.IntN(2) == 0 {
 		larger() // than what was begun
 	}

@@ -108,8 +108,7 @@ func (w *world) exitOfRewriting(t *testing.T, sum *tally, at string) {
 	if call == nil {
 		t.Fatalf("%s: %v", at, w.agent.Process.Running())
 	}
-	sum.points++
-	sum.calls[call.String()]++
+	sum.note(call)
 	at += ", " + call.String()
 	w.away(t, at, w.now, w.now)
 	w.supervisor.Set(nil)

@@ -32,15 +32,27 @@ func sample(r *rand.Rand, all, count int) []int {
 	return numbers
 }
 
-// died waits until the agent was killed by the supervisor; false if it converged
-// instead.
-func (w *world) died(t *testing.T, when string) bool {
+// died waits until the agent was killed by the supervisor and ends its rule. It
+// returns the call before which; nil if the agent converged instead, and then how
+// many calls it made.
+func (w *world) died(t *testing.T, when string) (call *syscalls.Call, calls int) {
 	t.Helper()
 	err := w.converge(time.Minute)
-	if err != nil && (!errors.Is(err, errDied) || w.supervisor.Killed() == nil) {
+	calls = w.supervisor.Count()
+	call = w.supervisor.Set(nil)
+	if err != nil && (!errors.Is(err, errDied) || call == nil) {
 		t.Fatalf("%s: %v", when, err)
 	}
-	return err != nil
+	if err == nil && call != nil {
+		<-w.agent.Process.Done() // after it had converged
+	}
+	return call, calls
+}
+
+// note counts an exit before a call.
+func (s *tally) note(call *syscalls.Call) {
+	s.points++
+	s.calls[call.String()]++
 }
 
 // TestExitsAtStart kills a starting agent before its n-th call, while it adopts
@@ -69,15 +81,13 @@ func (w *world) exitsAtStart(t *testing.T, r *rand.Rand, sum *tally, count int) 
 		w.apply(t, w.nextChange(t))
 		w.supervisor.KillBefore(n)
 		w.launch(t)
-		if !w.died(t, fmt.Sprintf("start with an exit before call %d", n)) {
+		call, _ := w.died(t, fmt.Sprintf("start with an exit before call %d", n))
+		if call == nil {
 			continue // a change needs some calls more or less
 		}
-		call := w.supervisor.Killed()
-		sum.points++
-		sum.calls[call.String()]++
+		sum.note(call)
 		at := fmt.Sprintf("start, killed before call %d, %s", n, call)
 		w.away(t, at, before, w.now)
-		w.supervisor.Set(nil)
 		w.launch(t)
 		w.mustConverge(t, at+", restarted")
 		w.checkTraffic(t, at)

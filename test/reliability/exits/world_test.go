@@ -64,6 +64,7 @@ func start(t *testing.T, s settings) *world {
 		t.Fatal(err)
 	}
 	w := &world{stack: &testbed.Stack{Cluster: cluster, Binaries: binaries}, node: cluster.Nodes[0], supervisor: supervisor, now: model{}}
+	supervisor.Ignore(ofPass)
 	t.Cleanup(func() {
 		if t.Failed() && w.agent != nil && w.agent.Process != nil {
 			t.Logf("agent:\n%s", w.agent.Process.LogTail(30))

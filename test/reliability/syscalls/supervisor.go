@@ -41,6 +41,7 @@ type Supervisor struct {
 	mu     sync.Mutex
 	always Rule
 	rule   Rule
+	ignore func(*Call) bool
 	count  int
 	killed *Call
 	err    error
@@ -83,11 +84,23 @@ func (s *Supervisor) Command() ([]string, error) {
 	return []string{self, launchCommand, s.socket}, nil
 }
 
-// Set sets the rule, nil for none, and counts from zero again.
-func (s *Supervisor) Set(rule Rule) {
+// Set sets the rule, nil for none, and counts from zero again. It returns the
+// call before which the earlier rule killed the process, or nil: a call that comes
+// by itself may have done that at the last moment.
+func (s *Supervisor) Set(rule Rule) *Call {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	killed := s.killed
 	s.rule, s.count, s.killed = rule, 0, nil
+	return killed
+}
+
+// Ignore lets calls pass that are not to be counted, nil for none. It is for what
+// comes at any time: with it among them, no number would stand for a certain call.
+func (s *Supervisor) Ignore(calls func(*Call) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ignore = calls
 }
 
 // Always sets a rule that comes before all others, nil for none: what it does not
@@ -272,12 +285,15 @@ func (s *Supervisor) decide(p *process, n *notification) {
 			return
 		}
 		s.mu.Lock()
-		s.count++
-		call.Number = s.count
+		ignored := s.ignore != nil && s.ignore(call)
+		if !ignored {
+			s.count++
+			call.Number = s.count
+		}
 		if s.always != nil {
 			verdict = s.always(call)
 		}
-		if s.rule != nil && verdict == Continue {
+		if s.rule != nil && verdict == Continue && !ignored {
 			verdict = s.rule(call)
 		}
 		if verdict.kill && s.killed == nil {
