@@ -25,6 +25,7 @@ func Types() []dataplanev1.ResourceType {
 		dataplanev1.ResourceType_RESOURCE_TYPE_ENDPOINT,
 		dataplanev1.ResourceType_RESOURCE_TYPE_BACKEND_SLICE,
 		dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE,
+		dataplanev1.ResourceType_RESOURCE_TYPE_CALCULATORS,
 	}
 }
 
@@ -35,7 +36,8 @@ func Schema(resourceType dataplanev1.ResourceType) uint32 {
 		dataplanev1.ResourceType_RESOURCE_TYPE_NODE,
 		dataplanev1.ResourceType_RESOURCE_TYPE_ENDPOINT,
 		dataplanev1.ResourceType_RESOURCE_TYPE_BACKEND_SLICE,
-		dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE:
+		dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE,
+		dataplanev1.ResourceType_RESOURCE_TYPE_CALCULATORS:
 		return 1
 	default:
 		return 0
@@ -84,5 +86,7 @@ func encode(e *encoder, resource *dataplanev1.Resource) {
 		encodeBackendSlice(e, content.BackendSlice)
 	case *dataplanev1.Resource_Service:
 		encodeService(e, content.Service)
+	case *dataplanev1.Resource_Calculators:
+		encodeCalculators(e, content.Calculators)
 	}
 }

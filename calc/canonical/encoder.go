@@ -63,6 +63,16 @@ func (e *encoder) bytesList(field int, values [][]byte) {
 	}
 }
 
+func (e *encoder) strings(field int, values []string) {
+	if len(values) > 0 {
+		e.raw(uint64(field))
+		e.raw(uint64(len(values)))
+		for _, value := range values {
+			e.rawString(value)
+		}
+	}
+}
+
 func (e *encoder) uints(field int, values []uint32) {
 	if len(values) > 0 {
 		e.raw(uint64(field))

@@ -87,3 +87,8 @@ func encodeBackend(e *encoder, m *dataplanev1.Backend) {
 	e.bool(6, m.GetServing())
 	e.bool(7, m.GetTerminating())
 }
+
+func encodeCalculators(e *encoder, m *dataplanev1.Calculators) {
+	e.strings(1, m.GetAddresses())
+	e.bytesList(2, m.GetAuthorities())
+}

@@ -4,6 +4,7 @@ package graph_test
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/millrace-project/millrace/calc/graph"
 	"github.com/millrace-project/millrace/calc/model"
@@ -113,7 +114,7 @@ func (s *source) slice(namespace, name string) *model.EndpointSlice {
 }
 
 func (s *source) object() model.Object {
-	switch kind := s.next() % 16; {
+	switch kind := s.next() % 17; {
 	case kind < 5:
 		return s.service(s.namespace(), s.name())
 	case kind < 10:
@@ -134,6 +135,14 @@ func (s *source) object() model.Object {
 			PodIPs: some(s, 3, s.backendAddr),
 		}
 	case kind < 15:
+		return &model.ConfigMap{
+			Namespace: s.namespace(), Name: "calculators",
+			Calculators: strings.Join(some(s, 3, func() string {
+				return pick(s, "10.0.0.1:7700", "[fd00::1]:7700", "calc.example:1", "bogus", "10.0.0.1:0", "# none", "::ffff:10.0.0.1:7700")
+			}), "\n"),
+			Authorities: pick(s, "", "", "bogus"),
+		}
+	case kind < 16:
 		return &model.Namespace{Name: s.namespace()}
 	default:
 		return &model.Settings{

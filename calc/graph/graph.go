@@ -14,6 +14,7 @@ import (
 	"unique"
 
 	"github.com/millrace-project/millrace/calc/backends"
+	"github.com/millrace-project/millrace/calc/calculators"
 	"github.com/millrace-project/millrace/calc/endpoints"
 	"github.com/millrace-project/millrace/calc/frontends"
 	"github.com/millrace-project/millrace/calc/model"
@@ -114,6 +115,10 @@ func (g *Graph) Upsert(object model.Object) {
 		content, problems := endpoints.Build(object)
 		g.setEndpoint(object.Key(), object.NodeName, content)
 		g.problems.set(object.Key(), problems)
+	case *model.ConfigMap:
+		content, problems := calculators.Build(object)
+		g.store.put(calculatorsResource(object.Namespace+"/"+object.Name, content))
+		g.problems.set(object.Key(), problems)
 	case *model.Settings:
 		config, problems, ok := nodes.ParseSettings(object)
 		if ok {
@@ -134,6 +139,9 @@ func (g *Graph) Delete(key model.Key) {
 		g.deleteNode(key.Name)
 	case model.KindPod:
 		g.setEndpoint(key, "", nil)
+		g.problems.set(key, nil)
+	case model.KindConfigMap:
+		g.store.remove(Name{dataplanev1.ResourceType_RESOURCE_TYPE_CALCULATORS, key.Namespace + "/" + key.Name})
 		g.problems.set(key, nil)
 	case model.KindSettings:
 		if key.Name == model.SettingsName {

@@ -49,6 +49,10 @@ func flatten(t testing.TB, g *graph.Graph) []string {
 					line += " " + addrText(t, addr)
 				}
 				lines = append(lines, line)
+			case resource.GetCalculators() != nil:
+				for _, address := range resource.GetCalculators().GetAddresses() {
+					lines = append(lines, fmt.Sprintf("calculator %s %s %s", a, resource.GetName().GetKey(), address))
+				}
 			case resource.GetNode() != nil:
 				lines = append(lines, fmt.Sprintf("node %s zone %q", resource.GetNode().GetName(), resource.GetNode().GetZone()))
 			}
@@ -130,6 +134,8 @@ func oracle(w world) []string {
 			services = append(services, object)
 		case *model.Pod:
 			lines = append(lines, oraclePod(object)...)
+		case *model.ConfigMap:
+			lines = append(lines, oracleCalculators(object)...)
 		case *model.Node:
 			lines = append(lines, fmt.Sprintf("node %s zone %q", object.Name, object.Labels[model.LabelZone]))
 		}
@@ -151,6 +157,16 @@ func goodAddr(text string) (netip.Addr, bool) {
 		return addr, false
 	}
 	return addr, true
+}
+
+func oracleCalculators(object *model.ConfigMap) []string {
+	var lines []string
+	for _, address := range []string{"10.0.0.1:7700", "[fd00::1]:7700", "calc.example:1"} {
+		if slices.Contains(strings.Split(object.Calculators, "\n"), address) {
+			lines = append(lines, fmt.Sprintf("calculator all %s/%s %s", object.Namespace, object.Name, address))
+		}
+	}
+	return lines
 }
 
 func oraclePod(pod *model.Pod) []string {

@@ -53,3 +53,11 @@ func serviceResource(key string, content *dataplanev1.Service) (Name, audience.A
 		Content: &dataplanev1.Resource_Service{Service: content},
 	}
 }
+
+func calculatorsResource(key string, content *dataplanev1.Calculators) (Name, audience.Audience, *dataplanev1.Resource) {
+	name := Name{dataplanev1.ResourceType_RESOURCE_TYPE_CALCULATORS, key}
+	return name, audience.All, &dataplanev1.Resource{
+		Name:    name.Proto(),
+		Content: &dataplanev1.Resource_Calculators{Calculators: content},
+	}
+}

@@ -22,11 +22,12 @@ const (
 	KindPod           Kind = "Pod"
 	KindNamespace     Kind = "Namespace"
 	KindSettings      Kind = "Settings"
+	KindConfigMap     Kind = "ConfigMap"
 )
 
 // Kinds lists all kinds that the calculation reads.
 func Kinds() []Kind {
-	return []Kind{KindNamespace, KindNode, KindPod, KindService, KindEndpointSlice, KindSettings}
+	return []Kind{KindNamespace, KindNode, KindPod, KindService, KindEndpointSlice, KindSettings, KindConfigMap}
 }
 
 // Key names an object.

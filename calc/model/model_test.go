@@ -25,7 +25,7 @@ func TestTrimLabels(t *testing.T) {
 func TestKinds(t *testing.T) {
 	t.Parallel()
 	objects := []model.Object{&model.Service{}, &model.EndpointSlice{}, &model.Node{}, &model.Pod{},
-		&model.Namespace{}, &model.Settings{}}
+		&model.Namespace{}, &model.Settings{}, &model.ConfigMap{}}
 	var kinds []model.Kind
 	for _, object := range objects {
 		kinds = append(kinds, object.Key().Kind)

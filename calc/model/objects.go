@@ -156,6 +156,17 @@ type Settings struct {
 	NodePorts *PortRange
 }
 
+// ConfigMap is the Kubernetes ConfigMap in which calculators announce where
+// they are and whom agents are to trust. Sources hand over that one alone.
+type ConfigMap struct {
+	Namespace string
+	Name      string
+	// Calculators is data["calculators"]: an address a line.
+	Calculators string
+	// Authorities is data["ca.crt"]: certificates, PEM.
+	Authorities string
+}
+
 // PortRange is an inclusive range of ports.
 type PortRange struct {
 	First int32
@@ -185,3 +196,6 @@ func (n *Namespace) Key() Key { return Key{KindNamespace, "", n.Name} }
 
 // Key names the object.
 func (s *Settings) Key() Key { return Key{KindSettings, "", s.Name} }
+
+// Key names the object.
+func (c *ConfigMap) Key() Key { return Key{KindConfigMap, c.Namespace, c.Name} }

@@ -247,6 +247,7 @@ var supported = func() []*dataplanev1.TypeSupport {
 		dataplanev1.ResourceType_RESOURCE_TYPE_ENDPOINT,
 		dataplanev1.ResourceType_RESOURCE_TYPE_BACKEND_SLICE,
 		dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE,
+		dataplanev1.ResourceType_RESOURCE_TYPE_CALCULATORS,
 	} {
 		list = append(list, &dataplanev1.TypeSupport{Type: t, Schema: 1})
 	}

@@ -144,7 +144,7 @@ func TestResume(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "c")
 	acks := make(chan *dataplanev1.Ack, 1)
 	first := serve(t, path, func(s server, h *dataplanev1.Hello) error {
-		if h.GetNodeName() != "n1" || len(h.GetTypes()) != 5 || len(h.GetBucketDigests()) != 0 || h.GetEpoch() != "" {
+		if h.GetNodeName() != "n1" || len(h.GetTypes()) != 6 || len(h.GetBucketDigests()) != 0 || h.GetEpoch() != "" {
 			t.Errorf("first hello %v", h)
 		}
 		if err := errors.Join(welcome(s, "e/1"), update(s, resource("a", 1), resource("b", 2)), commit(s, 10, 100, true)); err != nil {

@@ -25,6 +25,9 @@ type ServerFlags struct {
 	ClientCAFile string
 	// Insecure allows plaintext beyond loopback.
 	Insecure bool
+	// Certificate gives the server's certificate where it does not come from
+	// files; nil if it does.
+	Certificate func() (*tls.Certificate, error)
 }
 
 // Register adds the flags.
@@ -43,6 +46,8 @@ func (f *ServerFlags) Credentials(address string) (credentials.TransportCredenti
 		return nil, err
 	}
 	switch {
+	case f.Certificate != nil:
+		return f.credentials(f.Certificate)
 	case f.CertFile == "" && f.KeyFile == "" && f.ClientCAFile == "":
 		if !f.Insecure && !isLoopback(host) {
 			return nil, fmt.Errorf("--listen: %q is not loopback, so --tls-cert and --tls-key are needed, or --insecure", address)
@@ -54,17 +59,22 @@ func (f *ServerFlags) Credentials(address string) (credentials.TransportCredenti
 	if _, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile); err != nil {
 		return nil, fmt.Errorf("--tls-cert, --tls-key: %w", err)
 	}
+	// Read at each handshake, so that a renewed certificate is used without a
+	// restart.
+	return f.credentials(func() (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("loading the server's certificate: %w", err)
+		}
+		return &pair, nil
+	})
+}
+
+// credentials serves with a certificate that is asked for at each handshake.
+func (f *ServerFlags) credentials(certificate func() (*tls.Certificate, error)) (credentials.TransportCredentials, error) {
 	config := &tls.Config{
-		MinVersion: tls.VersionTLS13,
-		// Read at each handshake, so that a renewed certificate is used
-		// without a restart.
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile)
-			if err != nil {
-				return nil, fmt.Errorf("loading the server's certificate: %w", err)
-			}
-			return &pair, nil
-		},
+		MinVersion:     tls.VersionTLS13,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate() },
 	}
 	if f.ClientCAFile != "" {
 		pem, err := os.ReadFile(f.ClientCAFile)

@@ -46,6 +46,8 @@ func (p *Plane) note(name held.Name, d *delta) {
 	case dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE:
 		p.errors.Set(name)
 		d.services[name.Key] = struct{}{}
+	case dataplanev1.ResourceType_RESOURCE_TYPE_CALCULATORS:
+		p.errors.Set(name) // nothing for the kernel; package discovery reads it
 	default:
 		p.errors.Set(name) // an unknown one was removed
 	}
@@ -66,6 +68,8 @@ func known(name held.Name, r *dataplanev1.Resource) bool {
 		content = dataplanev1.ResourceType_RESOURCE_TYPE_BACKEND_SLICE
 	case *dataplanev1.Resource_Service:
 		content = dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE
+	case *dataplanev1.Resource_Calculators:
+		content = dataplanev1.ResourceType_RESOURCE_TYPE_CALCULATORS
 	}
 	return content == name.Type && content != dataplanev1.ResourceType_RESOURCE_TYPE_UNSPECIFIED
 }

@@ -26,6 +26,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Origin is where the agent has something about calculators from.
+type Origin int32
+
+const (
+	// Never sent.
+	Origin_ORIGIN_UNSPECIFIED Origin = 0
+	// The agent's command line.
+	Origin_ORIGIN_STATIC Origin = 1
+	// The directory that the calculators' ConfigMap is mounted at.
+	Origin_ORIGIN_MOUNTED Origin = 2
+	// The agent's log: a calculator told it.
+	Origin_ORIGIN_HELD Origin = 3
+)
+
+// Enum value maps for Origin.
+var (
+	Origin_name = map[int32]string{
+		0: "ORIGIN_UNSPECIFIED",
+		1: "ORIGIN_STATIC",
+		2: "ORIGIN_MOUNTED",
+		3: "ORIGIN_HELD",
+	}
+	Origin_value = map[string]int32{
+		"ORIGIN_UNSPECIFIED": 0,
+		"ORIGIN_STATIC":      1,
+		"ORIGIN_MOUNTED":     2,
+		"ORIGIN_HELD":        3,
+	}
+)
+
+func (x Origin) Enum() *Origin {
+	p := new(Origin)
+	*p = x
+	return p
+}
+
+func (x Origin) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Origin) Descriptor() protoreflect.EnumDescriptor {
+	return file_millrace_agent_v1_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (Origin) Type() protoreflect.EnumType {
+	return &file_millrace_agent_v1_agent_proto_enumTypes[0]
+}
+
+func (x Origin) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Origin.Descriptor instead.
+func (Origin) EnumDescriptor() ([]byte, []int) {
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
 // GetStatusRequest has no fields yet.
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -81,7 +138,11 @@ type GetStatusResponse struct {
 	// What could not be programmed, at most 100.
 	Errors []*v1.ResourceError `protobuf:"bytes,7,rep,name=errors,proto3" json:"errors,omitempty"`
 	// Things wrong on the node.
-	Problems      []string `protobuf:"bytes,8,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems []string `protobuf:"bytes,8,rep,name=problems,proto3" json:"problems,omitempty"`
+	// Where the agent looks for calculators, sorted by address.
+	Calculators []*KnownCalculator `protobuf:"bytes,9,rep,name=calculators,proto3" json:"calculators,omitempty"`
+	// Whom it trusts to vouch for a calculator, those valid longest first.
+	Authorities   []*TrustedAuthority `protobuf:"bytes,10,rep,name=authorities,proto3" json:"authorities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -172,6 +233,149 @@ func (x *GetStatusResponse) GetProblems() []string {
 	return nil
 }
 
+func (x *GetStatusResponse) GetCalculators() []*KnownCalculator {
+	if x != nil {
+		return x.Calculators
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetAuthorities() []*TrustedAuthority {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+// KnownCalculator is an address at which a calculator may be.
+type KnownCalculator struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// HOST:PORT, or unix:/path.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Who says so, at least one.
+	Origins       []Origin `protobuf:"varint,2,rep,packed,name=origins,proto3,enum=millrace.agent.v1.Origin" json:"origins,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KnownCalculator) Reset() {
+	*x = KnownCalculator{}
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KnownCalculator) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KnownCalculator) ProtoMessage() {}
+
+func (x *KnownCalculator) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KnownCalculator.ProtoReflect.Descriptor instead.
+func (*KnownCalculator) Descriptor() ([]byte, []int) {
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *KnownCalculator) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *KnownCalculator) GetOrigins() []Origin {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
+// TrustedAuthority is a certificate that a calculator's must come from, one of
+// several.
+type TrustedAuthority struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Subject of the certificate, for people.
+	Subject string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// SHA-256 of the certificate, in hexadecimal digits.
+	Fingerprint string `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// When it expires.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Who says so, at least one.
+	Origins       []Origin `protobuf:"varint,4,rep,packed,name=origins,proto3,enum=millrace.agent.v1.Origin" json:"origins,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustedAuthority) Reset() {
+	*x = TrustedAuthority{}
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustedAuthority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustedAuthority) ProtoMessage() {}
+
+func (x *TrustedAuthority) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustedAuthority.ProtoReflect.Descriptor instead.
+func (*TrustedAuthority) Descriptor() ([]byte, []int) {
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *TrustedAuthority) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *TrustedAuthority) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *TrustedAuthority) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *TrustedAuthority) GetOrigins() []Origin {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
 // CalculatorConnection tells about the stream.
 type CalculatorConnection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -208,7 +412,7 @@ type CalculatorConnection struct {
 
 func (x *CalculatorConnection) Reset() {
 	*x = CalculatorConnection{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -220,7 +424,7 @@ func (x *CalculatorConnection) String() string {
 func (*CalculatorConnection) ProtoMessage() {}
 
 func (x *CalculatorConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[2]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -233,7 +437,7 @@ func (x *CalculatorConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CalculatorConnection.ProtoReflect.Descriptor instead.
 func (*CalculatorConnection) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CalculatorConnection) GetAddress() string {
@@ -348,7 +552,7 @@ type DataplaneState struct {
 
 func (x *DataplaneState) Reset() {
 	*x = DataplaneState{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -360,7 +564,7 @@ func (x *DataplaneState) String() string {
 func (*DataplaneState) ProtoMessage() {}
 
 func (x *DataplaneState) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[3]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -373,7 +577,7 @@ func (x *DataplaneState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataplaneState.ProtoReflect.Descriptor instead.
 func (*DataplaneState) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DataplaneState) GetMode() v1.DataplaneMode {
@@ -435,7 +639,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -447,7 +651,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -460,7 +664,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Attachment) GetProgram() string {
@@ -510,7 +714,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -522,7 +726,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -535,7 +739,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Device) GetName() string {
@@ -594,7 +798,7 @@ type Feature struct {
 
 func (x *Feature) Reset() {
 	*x = Feature{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +810,7 @@ func (x *Feature) String() string {
 func (*Feature) ProtoMessage() {}
 
 func (x *Feature) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +823,7 @@ func (x *Feature) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Feature.ProtoReflect.Descriptor instead.
 func (*Feature) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Feature) GetName() string {
@@ -679,7 +883,7 @@ type Program struct {
 
 func (x *Program) Reset() {
 	*x = Program{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +895,7 @@ func (x *Program) String() string {
 func (*Program) ProtoMessage() {}
 
 func (x *Program) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +908,7 @@ func (x *Program) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Program.ProtoReflect.Descriptor instead.
 func (*Program) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Program) GetName() string {
@@ -741,7 +945,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +957,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +970,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListServicesRequest) GetNamespace() string {
@@ -798,7 +1002,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +1014,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +1027,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListServicesResponse) GetNamespace() string {
@@ -870,7 +1074,7 @@ type Frontend struct {
 
 func (x *Frontend) Reset() {
 	*x = Frontend{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +1086,7 @@ func (x *Frontend) String() string {
 func (*Frontend) ProtoMessage() {}
 
 func (x *Frontend) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +1099,7 @@ func (x *Frontend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frontend.ProtoReflect.Descriptor instead.
 func (*Frontend) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Frontend) GetKind() string {
@@ -964,7 +1168,7 @@ type FrontendBackend struct {
 
 func (x *FrontendBackend) Reset() {
 	*x = FrontendBackend{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1180,7 @@ func (x *FrontendBackend) String() string {
 func (*FrontendBackend) ProtoMessage() {}
 
 func (x *FrontendBackend) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1193,7 @@ func (x *FrontendBackend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendBackend.ProtoReflect.Descriptor instead.
 func (*FrontendBackend) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FrontendBackend) GetAddress() string {
@@ -1033,7 +1237,7 @@ type ListConntrackRequest struct {
 
 func (x *ListConntrackRequest) Reset() {
 	*x = ListConntrackRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1249,7 @@ func (x *ListConntrackRequest) String() string {
 func (*ListConntrackRequest) ProtoMessage() {}
 
 func (x *ListConntrackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1262,7 @@ func (x *ListConntrackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConntrackRequest.ProtoReflect.Descriptor instead.
 func (*ListConntrackRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListConntrackRequest) GetAddress() string {
@@ -1104,7 +1308,7 @@ type ListConntrackResponse struct {
 
 func (x *ListConntrackResponse) Reset() {
 	*x = ListConntrackResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1320,7 @@ func (x *ListConntrackResponse) String() string {
 func (*ListConntrackResponse) ProtoMessage() {}
 
 func (x *ListConntrackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1333,7 @@ func (x *ListConntrackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConntrackResponse.ProtoReflect.Descriptor instead.
 func (*ListConntrackResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListConntrackResponse) GetProtocol() v1.Protocol {
@@ -1211,7 +1415,7 @@ type ListMapsRequest struct {
 
 func (x *ListMapsRequest) Reset() {
 	*x = ListMapsRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +1427,7 @@ func (x *ListMapsRequest) String() string {
 func (*ListMapsRequest) ProtoMessage() {}
 
 func (x *ListMapsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +1440,7 @@ func (x *ListMapsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapsRequest.ProtoReflect.Descriptor instead.
 func (*ListMapsRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 // ListMapsResponse lists maps by name.
@@ -1250,7 +1454,7 @@ type ListMapsResponse struct {
 
 func (x *ListMapsResponse) Reset() {
 	*x = ListMapsResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1466,7 @@ func (x *ListMapsResponse) String() string {
 func (*ListMapsResponse) ProtoMessage() {}
 
 func (x *ListMapsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1479,7 @@ func (x *ListMapsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapsResponse.ProtoReflect.Descriptor instead.
 func (*ListMapsResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListMapsResponse) GetMaps() []*MapState {
@@ -1308,7 +1512,7 @@ type MapState struct {
 
 func (x *MapState) Reset() {
 	*x = MapState{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1524,7 @@ func (x *MapState) String() string {
 func (*MapState) ProtoMessage() {}
 
 func (x *MapState) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1537,7 @@ func (x *MapState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapState.ProtoReflect.Descriptor instead.
 func (*MapState) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MapState) GetName() string {
@@ -1396,7 +1600,7 @@ type DumpMapRequest struct {
 
 func (x *DumpMapRequest) Reset() {
 	*x = DumpMapRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1612,7 @@ func (x *DumpMapRequest) String() string {
 func (*DumpMapRequest) ProtoMessage() {}
 
 func (x *DumpMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1625,7 @@ func (x *DumpMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpMapRequest.ProtoReflect.Descriptor instead.
 func (*DumpMapRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DumpMapRequest) GetName() string {
@@ -1444,7 +1648,7 @@ type DumpMapResponse struct {
 
 func (x *DumpMapResponse) Reset() {
 	*x = DumpMapResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1660,7 @@ func (x *DumpMapResponse) String() string {
 func (*DumpMapResponse) ProtoMessage() {}
 
 func (x *DumpMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1673,7 @@ func (x *DumpMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpMapResponse.ProtoReflect.Descriptor instead.
 func (*DumpMapResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DumpMapResponse) GetKey() string {
@@ -1499,7 +1703,7 @@ type GrowMapRequest struct {
 
 func (x *GrowMapRequest) Reset() {
 	*x = GrowMapRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1715,7 @@ func (x *GrowMapRequest) String() string {
 func (*GrowMapRequest) ProtoMessage() {}
 
 func (x *GrowMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1728,7 @@ func (x *GrowMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowMapRequest.ProtoReflect.Descriptor instead.
 func (*GrowMapRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GrowMapRequest) GetName() string {
@@ -1552,7 +1756,7 @@ type GrowMapResponse struct {
 
 func (x *GrowMapResponse) Reset() {
 	*x = GrowMapResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1768,7 @@ func (x *GrowMapResponse) String() string {
 func (*GrowMapResponse) ProtoMessage() {}
 
 func (x *GrowMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1781,7 @@ func (x *GrowMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowMapResponse.ProtoReflect.Descriptor instead.
 func (*GrowMapResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GrowMapResponse) GetPreviousMaxEntries() uint32 {
@@ -1596,7 +1800,7 @@ type DiffDesiredRequest struct {
 
 func (x *DiffDesiredRequest) Reset() {
 	*x = DiffDesiredRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +1812,7 @@ func (x *DiffDesiredRequest) String() string {
 func (*DiffDesiredRequest) ProtoMessage() {}
 
 func (x *DiffDesiredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +1825,7 @@ func (x *DiffDesiredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffDesiredRequest.ProtoReflect.Descriptor instead.
 func (*DiffDesiredRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 // DiffDesiredResponse carries one difference.
@@ -1641,7 +1845,7 @@ type DiffDesiredResponse struct {
 
 func (x *DiffDesiredResponse) Reset() {
 	*x = DiffDesiredResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1857,7 @@ func (x *DiffDesiredResponse) String() string {
 func (*DiffDesiredResponse) ProtoMessage() {}
 
 func (x *DiffDesiredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1870,7 @@ func (x *DiffDesiredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffDesiredResponse.ProtoReflect.Descriptor instead.
 func (*DiffDesiredResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DiffDesiredResponse) GetObject() string {
@@ -1706,7 +1910,7 @@ type RepairRequest struct {
 
 func (x *RepairRequest) Reset() {
 	*x = RepairRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1922,7 @@ func (x *RepairRequest) String() string {
 func (*RepairRequest) ProtoMessage() {}
 
 func (x *RepairRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1935,7 @@ func (x *RepairRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairRequest.ProtoReflect.Descriptor instead.
 func (*RepairRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 // RepairResponse tells what was mended.
@@ -1747,7 +1951,7 @@ type RepairResponse struct {
 
 func (x *RepairResponse) Reset() {
 	*x = RepairResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1759,7 +1963,7 @@ func (x *RepairResponse) String() string {
 func (*RepairResponse) ProtoMessage() {}
 
 func (x *RepairResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1772,7 +1976,7 @@ func (x *RepairResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairResponse.ProtoReflect.Descriptor instead.
 func (*RepairResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RepairResponse) GetRepaired() uint64 {
@@ -1794,7 +1998,7 @@ var File_millrace_agent_v1_agent_proto protoreflect.FileDescriptor
 const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x1dmillrace/agent/v1/agent.proto\x12\x11millrace.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$millrace/dataplane/v1/resource.proto\x1a millrace/dataplane/v1/sync.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xe6\x03\n" +
+	"\x10GetStatusRequest\"\xf3\x04\n" +
 	"\x11GetStatusResponse\x12\x1b\n" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x129\n" +
@@ -1806,10 +2010,22 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\tdataplane\x18\x05 \x01(\v2!.millrace.agent.v1.DataplaneStateR\tdataplane\x12B\n" +
 	"\x04held\x18\x06 \x03(\v2..millrace.agent.v1.GetStatusResponse.HeldEntryR\x04held\x12<\n" +
 	"\x06errors\x18\a \x03(\v2$.millrace.dataplane.v1.ResourceErrorR\x06errors\x12\x1a\n" +
-	"\bproblems\x18\b \x03(\tR\bproblems\x1a7\n" +
+	"\bproblems\x18\b \x03(\tR\bproblems\x12D\n" +
+	"\vcalculators\x18\t \x03(\v2\".millrace.agent.v1.KnownCalculatorR\vcalculators\x12E\n" +
+	"\vauthorities\x18\n" +
+	" \x03(\v2#.millrace.agent.v1.TrustedAuthorityR\vauthorities\x1a7\n" +
 	"\tHeldEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xba\x04\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"`\n" +
+	"\x0fKnownCalculator\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x123\n" +
+	"\aorigins\x18\x02 \x03(\x0e2\x19.millrace.agent.v1.OriginR\aorigins\"\xc0\x01\n" +
+	"\x10TrustedAuthority\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12 \n" +
+	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\x12;\n" +
+	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x123\n" +
+	"\aorigins\x18\x04 \x03(\x0e2\x19.millrace.agent.v1.OriginR\aorigins\"\xba\x04\n" +
 	"\x14CalculatorConnection\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12#\n" +
 	"\rcalculator_id\x18\x02 \x01(\tR\fcalculatorId\x12\x1c\n" +
@@ -1925,7 +2141,12 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\rRepairRequest\"r\n" +
 	"\x0eRepairResponse\x12\x1a\n" +
 	"\brepaired\x18\x01 \x01(\x04R\brepaired\x12D\n" +
-	"\tremaining\x18\x02 \x03(\v2&.millrace.agent.v1.DiffDesiredResponseR\tremaining2\xd9\x05\n" +
+	"\tremaining\x18\x02 \x03(\v2&.millrace.agent.v1.DiffDesiredResponseR\tremaining*X\n" +
+	"\x06Origin\x12\x16\n" +
+	"\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rORIGIN_STATIC\x10\x01\x12\x12\n" +
+	"\x0eORIGIN_MOUNTED\x10\x02\x12\x0f\n" +
+	"\vORIGIN_HELD\x10\x032\xd9\x05\n" +
 	"\fAgentService\x12V\n" +
 	"\tGetStatus\x12#.millrace.agent.v1.GetStatusRequest\x1a$.millrace.agent.v1.GetStatusResponse\x12a\n" +
 	"\fListServices\x12&.millrace.agent.v1.ListServicesRequest\x1a'.millrace.agent.v1.ListServicesResponse0\x01\x12d\n" +
@@ -1948,84 +2169,93 @@ func file_millrace_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_millrace_agent_v1_agent_proto_rawDescData
 }
 
-var file_millrace_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_millrace_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_millrace_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_millrace_agent_v1_agent_proto_goTypes = []any{
-	(*GetStatusRequest)(nil),      // 0: millrace.agent.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 1: millrace.agent.v1.GetStatusResponse
-	(*CalculatorConnection)(nil),  // 2: millrace.agent.v1.CalculatorConnection
-	(*DataplaneState)(nil),        // 3: millrace.agent.v1.DataplaneState
-	(*Attachment)(nil),            // 4: millrace.agent.v1.Attachment
-	(*Device)(nil),                // 5: millrace.agent.v1.Device
-	(*Feature)(nil),               // 6: millrace.agent.v1.Feature
-	(*Program)(nil),               // 7: millrace.agent.v1.Program
-	(*ListServicesRequest)(nil),   // 8: millrace.agent.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),  // 9: millrace.agent.v1.ListServicesResponse
-	(*Frontend)(nil),              // 10: millrace.agent.v1.Frontend
-	(*FrontendBackend)(nil),       // 11: millrace.agent.v1.FrontendBackend
-	(*ListConntrackRequest)(nil),  // 12: millrace.agent.v1.ListConntrackRequest
-	(*ListConntrackResponse)(nil), // 13: millrace.agent.v1.ListConntrackResponse
-	(*ListMapsRequest)(nil),       // 14: millrace.agent.v1.ListMapsRequest
-	(*ListMapsResponse)(nil),      // 15: millrace.agent.v1.ListMapsResponse
-	(*MapState)(nil),              // 16: millrace.agent.v1.MapState
-	(*DumpMapRequest)(nil),        // 17: millrace.agent.v1.DumpMapRequest
-	(*DumpMapResponse)(nil),       // 18: millrace.agent.v1.DumpMapResponse
-	(*GrowMapRequest)(nil),        // 19: millrace.agent.v1.GrowMapRequest
-	(*GrowMapResponse)(nil),       // 20: millrace.agent.v1.GrowMapResponse
-	(*DiffDesiredRequest)(nil),    // 21: millrace.agent.v1.DiffDesiredRequest
-	(*DiffDesiredResponse)(nil),   // 22: millrace.agent.v1.DiffDesiredResponse
-	(*RepairRequest)(nil),         // 23: millrace.agent.v1.RepairRequest
-	(*RepairResponse)(nil),        // 24: millrace.agent.v1.RepairResponse
-	nil,                           // 25: millrace.agent.v1.GetStatusResponse.HeldEntry
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
-	(*v1.ResourceError)(nil),      // 27: millrace.dataplane.v1.ResourceError
-	(*v1.Position)(nil),           // 28: millrace.dataplane.v1.Position
-	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
-	(v1.DataplaneMode)(0),         // 30: millrace.dataplane.v1.DataplaneMode
-	(v1.Protocol)(0),              // 31: millrace.dataplane.v1.Protocol
+	(Origin)(0),                   // 0: millrace.agent.v1.Origin
+	(*GetStatusRequest)(nil),      // 1: millrace.agent.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 2: millrace.agent.v1.GetStatusResponse
+	(*KnownCalculator)(nil),       // 3: millrace.agent.v1.KnownCalculator
+	(*TrustedAuthority)(nil),      // 4: millrace.agent.v1.TrustedAuthority
+	(*CalculatorConnection)(nil),  // 5: millrace.agent.v1.CalculatorConnection
+	(*DataplaneState)(nil),        // 6: millrace.agent.v1.DataplaneState
+	(*Attachment)(nil),            // 7: millrace.agent.v1.Attachment
+	(*Device)(nil),                // 8: millrace.agent.v1.Device
+	(*Feature)(nil),               // 9: millrace.agent.v1.Feature
+	(*Program)(nil),               // 10: millrace.agent.v1.Program
+	(*ListServicesRequest)(nil),   // 11: millrace.agent.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),  // 12: millrace.agent.v1.ListServicesResponse
+	(*Frontend)(nil),              // 13: millrace.agent.v1.Frontend
+	(*FrontendBackend)(nil),       // 14: millrace.agent.v1.FrontendBackend
+	(*ListConntrackRequest)(nil),  // 15: millrace.agent.v1.ListConntrackRequest
+	(*ListConntrackResponse)(nil), // 16: millrace.agent.v1.ListConntrackResponse
+	(*ListMapsRequest)(nil),       // 17: millrace.agent.v1.ListMapsRequest
+	(*ListMapsResponse)(nil),      // 18: millrace.agent.v1.ListMapsResponse
+	(*MapState)(nil),              // 19: millrace.agent.v1.MapState
+	(*DumpMapRequest)(nil),        // 20: millrace.agent.v1.DumpMapRequest
+	(*DumpMapResponse)(nil),       // 21: millrace.agent.v1.DumpMapResponse
+	(*GrowMapRequest)(nil),        // 22: millrace.agent.v1.GrowMapRequest
+	(*GrowMapResponse)(nil),       // 23: millrace.agent.v1.GrowMapResponse
+	(*DiffDesiredRequest)(nil),    // 24: millrace.agent.v1.DiffDesiredRequest
+	(*DiffDesiredResponse)(nil),   // 25: millrace.agent.v1.DiffDesiredResponse
+	(*RepairRequest)(nil),         // 26: millrace.agent.v1.RepairRequest
+	(*RepairResponse)(nil),        // 27: millrace.agent.v1.RepairResponse
+	nil,                           // 28: millrace.agent.v1.GetStatusResponse.HeldEntry
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*v1.ResourceError)(nil),      // 30: millrace.dataplane.v1.ResourceError
+	(*v1.Position)(nil),           // 31: millrace.dataplane.v1.Position
+	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
+	(v1.DataplaneMode)(0),         // 33: millrace.dataplane.v1.DataplaneMode
+	(v1.Protocol)(0),              // 34: millrace.dataplane.v1.Protocol
 }
 var file_millrace_agent_v1_agent_proto_depIdxs = []int32{
-	26, // 0: millrace.agent.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
-	2,  // 1: millrace.agent.v1.GetStatusResponse.calculator:type_name -> millrace.agent.v1.CalculatorConnection
-	3,  // 2: millrace.agent.v1.GetStatusResponse.dataplane:type_name -> millrace.agent.v1.DataplaneState
-	25, // 3: millrace.agent.v1.GetStatusResponse.held:type_name -> millrace.agent.v1.GetStatusResponse.HeldEntry
-	27, // 4: millrace.agent.v1.GetStatusResponse.errors:type_name -> millrace.dataplane.v1.ResourceError
-	26, // 5: millrace.agent.v1.CalculatorConnection.connect_time:type_name -> google.protobuf.Timestamp
-	28, // 6: millrace.agent.v1.CalculatorConnection.position:type_name -> millrace.dataplane.v1.Position
-	29, // 7: millrace.agent.v1.CalculatorConnection.last_latency:type_name -> google.protobuf.Duration
-	26, // 8: millrace.agent.v1.CalculatorConnection.disconnect_time:type_name -> google.protobuf.Timestamp
-	30, // 9: millrace.agent.v1.DataplaneState.mode:type_name -> millrace.dataplane.v1.DataplaneMode
-	4,  // 10: millrace.agent.v1.DataplaneState.attachments:type_name -> millrace.agent.v1.Attachment
-	5,  // 11: millrace.agent.v1.DataplaneState.devices:type_name -> millrace.agent.v1.Device
-	6,  // 12: millrace.agent.v1.DataplaneState.features:type_name -> millrace.agent.v1.Feature
-	7,  // 13: millrace.agent.v1.DataplaneState.programs:type_name -> millrace.agent.v1.Program
-	10, // 14: millrace.agent.v1.ListServicesResponse.frontends:type_name -> millrace.agent.v1.Frontend
-	31, // 15: millrace.agent.v1.Frontend.protocol:type_name -> millrace.dataplane.v1.Protocol
-	11, // 16: millrace.agent.v1.Frontend.backends:type_name -> millrace.agent.v1.FrontendBackend
-	31, // 17: millrace.agent.v1.ListConntrackResponse.protocol:type_name -> millrace.dataplane.v1.Protocol
-	29, // 18: millrace.agent.v1.ListConntrackResponse.expires:type_name -> google.protobuf.Duration
-	16, // 19: millrace.agent.v1.ListMapsResponse.maps:type_name -> millrace.agent.v1.MapState
-	22, // 20: millrace.agent.v1.RepairResponse.remaining:type_name -> millrace.agent.v1.DiffDesiredResponse
-	0,  // 21: millrace.agent.v1.AgentService.GetStatus:input_type -> millrace.agent.v1.GetStatusRequest
-	8,  // 22: millrace.agent.v1.AgentService.ListServices:input_type -> millrace.agent.v1.ListServicesRequest
-	12, // 23: millrace.agent.v1.AgentService.ListConntrack:input_type -> millrace.agent.v1.ListConntrackRequest
-	14, // 24: millrace.agent.v1.AgentService.ListMaps:input_type -> millrace.agent.v1.ListMapsRequest
-	17, // 25: millrace.agent.v1.AgentService.DumpMap:input_type -> millrace.agent.v1.DumpMapRequest
-	19, // 26: millrace.agent.v1.AgentService.GrowMap:input_type -> millrace.agent.v1.GrowMapRequest
-	21, // 27: millrace.agent.v1.AgentService.DiffDesired:input_type -> millrace.agent.v1.DiffDesiredRequest
-	23, // 28: millrace.agent.v1.AgentService.Repair:input_type -> millrace.agent.v1.RepairRequest
-	1,  // 29: millrace.agent.v1.AgentService.GetStatus:output_type -> millrace.agent.v1.GetStatusResponse
-	9,  // 30: millrace.agent.v1.AgentService.ListServices:output_type -> millrace.agent.v1.ListServicesResponse
-	13, // 31: millrace.agent.v1.AgentService.ListConntrack:output_type -> millrace.agent.v1.ListConntrackResponse
-	15, // 32: millrace.agent.v1.AgentService.ListMaps:output_type -> millrace.agent.v1.ListMapsResponse
-	18, // 33: millrace.agent.v1.AgentService.DumpMap:output_type -> millrace.agent.v1.DumpMapResponse
-	20, // 34: millrace.agent.v1.AgentService.GrowMap:output_type -> millrace.agent.v1.GrowMapResponse
-	22, // 35: millrace.agent.v1.AgentService.DiffDesired:output_type -> millrace.agent.v1.DiffDesiredResponse
-	24, // 36: millrace.agent.v1.AgentService.Repair:output_type -> millrace.agent.v1.RepairResponse
-	29, // [29:37] is the sub-list for method output_type
-	21, // [21:29] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	29, // 0: millrace.agent.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
+	5,  // 1: millrace.agent.v1.GetStatusResponse.calculator:type_name -> millrace.agent.v1.CalculatorConnection
+	6,  // 2: millrace.agent.v1.GetStatusResponse.dataplane:type_name -> millrace.agent.v1.DataplaneState
+	28, // 3: millrace.agent.v1.GetStatusResponse.held:type_name -> millrace.agent.v1.GetStatusResponse.HeldEntry
+	30, // 4: millrace.agent.v1.GetStatusResponse.errors:type_name -> millrace.dataplane.v1.ResourceError
+	3,  // 5: millrace.agent.v1.GetStatusResponse.calculators:type_name -> millrace.agent.v1.KnownCalculator
+	4,  // 6: millrace.agent.v1.GetStatusResponse.authorities:type_name -> millrace.agent.v1.TrustedAuthority
+	0,  // 7: millrace.agent.v1.KnownCalculator.origins:type_name -> millrace.agent.v1.Origin
+	29, // 8: millrace.agent.v1.TrustedAuthority.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 9: millrace.agent.v1.TrustedAuthority.origins:type_name -> millrace.agent.v1.Origin
+	29, // 10: millrace.agent.v1.CalculatorConnection.connect_time:type_name -> google.protobuf.Timestamp
+	31, // 11: millrace.agent.v1.CalculatorConnection.position:type_name -> millrace.dataplane.v1.Position
+	32, // 12: millrace.agent.v1.CalculatorConnection.last_latency:type_name -> google.protobuf.Duration
+	29, // 13: millrace.agent.v1.CalculatorConnection.disconnect_time:type_name -> google.protobuf.Timestamp
+	33, // 14: millrace.agent.v1.DataplaneState.mode:type_name -> millrace.dataplane.v1.DataplaneMode
+	7,  // 15: millrace.agent.v1.DataplaneState.attachments:type_name -> millrace.agent.v1.Attachment
+	8,  // 16: millrace.agent.v1.DataplaneState.devices:type_name -> millrace.agent.v1.Device
+	9,  // 17: millrace.agent.v1.DataplaneState.features:type_name -> millrace.agent.v1.Feature
+	10, // 18: millrace.agent.v1.DataplaneState.programs:type_name -> millrace.agent.v1.Program
+	13, // 19: millrace.agent.v1.ListServicesResponse.frontends:type_name -> millrace.agent.v1.Frontend
+	34, // 20: millrace.agent.v1.Frontend.protocol:type_name -> millrace.dataplane.v1.Protocol
+	14, // 21: millrace.agent.v1.Frontend.backends:type_name -> millrace.agent.v1.FrontendBackend
+	34, // 22: millrace.agent.v1.ListConntrackResponse.protocol:type_name -> millrace.dataplane.v1.Protocol
+	32, // 23: millrace.agent.v1.ListConntrackResponse.expires:type_name -> google.protobuf.Duration
+	19, // 24: millrace.agent.v1.ListMapsResponse.maps:type_name -> millrace.agent.v1.MapState
+	25, // 25: millrace.agent.v1.RepairResponse.remaining:type_name -> millrace.agent.v1.DiffDesiredResponse
+	1,  // 26: millrace.agent.v1.AgentService.GetStatus:input_type -> millrace.agent.v1.GetStatusRequest
+	11, // 27: millrace.agent.v1.AgentService.ListServices:input_type -> millrace.agent.v1.ListServicesRequest
+	15, // 28: millrace.agent.v1.AgentService.ListConntrack:input_type -> millrace.agent.v1.ListConntrackRequest
+	17, // 29: millrace.agent.v1.AgentService.ListMaps:input_type -> millrace.agent.v1.ListMapsRequest
+	20, // 30: millrace.agent.v1.AgentService.DumpMap:input_type -> millrace.agent.v1.DumpMapRequest
+	22, // 31: millrace.agent.v1.AgentService.GrowMap:input_type -> millrace.agent.v1.GrowMapRequest
+	24, // 32: millrace.agent.v1.AgentService.DiffDesired:input_type -> millrace.agent.v1.DiffDesiredRequest
+	26, // 33: millrace.agent.v1.AgentService.Repair:input_type -> millrace.agent.v1.RepairRequest
+	2,  // 34: millrace.agent.v1.AgentService.GetStatus:output_type -> millrace.agent.v1.GetStatusResponse
+	12, // 35: millrace.agent.v1.AgentService.ListServices:output_type -> millrace.agent.v1.ListServicesResponse
+	16, // 36: millrace.agent.v1.AgentService.ListConntrack:output_type -> millrace.agent.v1.ListConntrackResponse
+	18, // 37: millrace.agent.v1.AgentService.ListMaps:output_type -> millrace.agent.v1.ListMapsResponse
+	21, // 38: millrace.agent.v1.AgentService.DumpMap:output_type -> millrace.agent.v1.DumpMapResponse
+	23, // 39: millrace.agent.v1.AgentService.GrowMap:output_type -> millrace.agent.v1.GrowMapResponse
+	25, // 40: millrace.agent.v1.AgentService.DiffDesired:output_type -> millrace.agent.v1.DiffDesiredResponse
+	27, // 41: millrace.agent.v1.AgentService.Repair:output_type -> millrace.agent.v1.RepairResponse
+	34, // [34:42] is the sub-list for method output_type
+	26, // [26:34] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_millrace_agent_v1_agent_proto_init() }
@@ -2038,13 +2268,14 @@ func file_millrace_agent_v1_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_agent_v1_agent_proto_rawDesc), len(file_millrace_agent_v1_agent_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   26,
+			NumEnums:      1,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_millrace_agent_v1_agent_proto_goTypes,
 		DependencyIndexes: file_millrace_agent_v1_agent_proto_depIdxs,
+		EnumInfos:         file_millrace_agent_v1_agent_proto_enumTypes,
 		MessageInfos:      file_millrace_agent_v1_agent_proto_msgTypes,
 	}.Build()
 	File_millrace_agent_v1_agent_proto = out.File

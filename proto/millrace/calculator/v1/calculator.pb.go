@@ -26,6 +26,68 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// AuthorityRole tells the authorities of a rotation apart.
+type AuthorityRole int32
+
+const (
+	// Never sent.
+	AuthorityRole_AUTHORITY_ROLE_UNSPECIFIED AuthorityRole = 0
+	// Certificates are signed with its key.
+	AuthorityRole_AUTHORITY_ROLE_CURRENT AuthorityRole = 1
+	// Announced, so that agents trust it when certificates are signed with its
+	// key.
+	AuthorityRole_AUTHORITY_ROLE_NEXT AuthorityRole = 2
+	// Announced for certificates that were signed with its key before.
+	AuthorityRole_AUTHORITY_ROLE_EARLIER AuthorityRole = 3
+	// From a file; who keeps its key is not known here.
+	AuthorityRole_AUTHORITY_ROLE_FILE AuthorityRole = 4
+)
+
+// Enum value maps for AuthorityRole.
+var (
+	AuthorityRole_name = map[int32]string{
+		0: "AUTHORITY_ROLE_UNSPECIFIED",
+		1: "AUTHORITY_ROLE_CURRENT",
+		2: "AUTHORITY_ROLE_NEXT",
+		3: "AUTHORITY_ROLE_EARLIER",
+		4: "AUTHORITY_ROLE_FILE",
+	}
+	AuthorityRole_value = map[string]int32{
+		"AUTHORITY_ROLE_UNSPECIFIED": 0,
+		"AUTHORITY_ROLE_CURRENT":     1,
+		"AUTHORITY_ROLE_NEXT":        2,
+		"AUTHORITY_ROLE_EARLIER":     3,
+		"AUTHORITY_ROLE_FILE":        4,
+	}
+)
+
+func (x AuthorityRole) Enum() *AuthorityRole {
+	p := new(AuthorityRole)
+	*p = x
+	return p
+}
+
+func (x AuthorityRole) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AuthorityRole) Descriptor() protoreflect.EnumDescriptor {
+	return file_millrace_calculator_v1_calculator_proto_enumTypes[0].Descriptor()
+}
+
+func (AuthorityRole) Type() protoreflect.EnumType {
+	return &file_millrace_calculator_v1_calculator_proto_enumTypes[0]
+}
+
+func (x AuthorityRole) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AuthorityRole.Descriptor instead.
+func (AuthorityRole) EnumDescriptor() ([]byte, []int) {
+	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{0}
+}
+
 // GetStatusRequest has no fields yet.
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -85,7 +147,10 @@ type GetStatusResponse struct {
 	// What is wrong with the source's objects, sorted by object.
 	Problems []*Problem `protobuf:"bytes,9,rep,name=problems,proto3" json:"problems,omitempty"`
 	// When the calculator started.
-	StartTime     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// The certificate that the calculator shows, and the authorities that agents
+	// are told to trust; unset if it keeps neither.
+	Trust         *Trust `protobuf:"bytes,11,opt,name=trust,proto3" json:"trust,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -190,6 +255,170 @@ func (x *GetStatusResponse) GetStartTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *GetStatusResponse) GetTrust() *Trust {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
+// Trust is what agents trust calculators by.
+type Trust struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the authority's key is kept, "namespace/name" of a Secret; empty if the
+	// calculator's certificate comes from files.
+	Secret string `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	// Where addresses and authorities are announced, "namespace/name" of a
+	// ConfigMap.
+	ConfigMap string `protobuf:"bytes,2,opt,name=config_map,json=configMap,proto3" json:"config_map,omitempty"`
+	// The addresses of calculators that are announced.
+	Addresses []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// The authorities.
+	Authorities []*Authority `protobuf:"bytes,4,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	// When the certificate that the calculator shows expires.
+	ServingExpireTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=serving_expire_time,json=servingExpireTime,proto3" json:"serving_expire_time,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Trust) Reset() {
+	*x = Trust{}
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Trust) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Trust) ProtoMessage() {}
+
+func (x *Trust) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Trust.ProtoReflect.Descriptor instead.
+func (*Trust) Descriptor() ([]byte, []int) {
+	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Trust) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *Trust) GetConfigMap() string {
+	if x != nil {
+		return x.ConfigMap
+	}
+	return ""
+}
+
+func (x *Trust) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Trust) GetAuthorities() []*Authority {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+func (x *Trust) GetServingExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ServingExpireTime
+	}
+	return nil
+}
+
+// Authority is a certificate that calculators' certificates come from.
+type Authority struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is used for.
+	Role AuthorityRole `protobuf:"varint,1,opt,name=role,proto3,enum=millrace.calculator.v1.AuthorityRole" json:"role,omitempty"`
+	// Subject of the certificate, for people.
+	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// SHA-256 of the certificate, in hexadecimal digits.
+	Fingerprint string `protobuf:"bytes,3,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// When it expires.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authority) Reset() {
+	*x = Authority{}
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authority) ProtoMessage() {}
+
+func (x *Authority) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authority.ProtoReflect.Descriptor instead.
+func (*Authority) Descriptor() ([]byte, []int) {
+	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Authority) GetRole() AuthorityRole {
+	if x != nil {
+		return x.Role
+	}
+	return AuthorityRole_AUTHORITY_ROLE_UNSPECIFIED
+}
+
+func (x *Authority) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Authority) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *Authority) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
 // Problem is something wrong with one object. Everything else of the object
 // that is usable is in use.
 type Problem struct {
@@ -212,7 +441,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[2]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -224,7 +453,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[2]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -237,7 +466,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{2}
+	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Problem) GetKind() string {
@@ -284,7 +513,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[3]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -296,7 +525,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[3]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -309,7 +538,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{3}
+	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{5}
 }
 
 // ListNodesResponse lists nodes by name.
@@ -323,7 +552,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[4]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -335,7 +564,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[4]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -348,7 +577,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{4}
+	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeState {
@@ -391,7 +620,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[5]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -403,7 +632,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[5]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -416,7 +645,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{5}
+	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeState) GetName() string {
@@ -516,7 +745,7 @@ type DumpNodeRequest struct {
 
 func (x *DumpNodeRequest) Reset() {
 	*x = DumpNodeRequest{}
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[6]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -528,7 +757,7 @@ func (x *DumpNodeRequest) String() string {
 func (*DumpNodeRequest) ProtoMessage() {}
 
 func (x *DumpNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[6]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -541,7 +770,7 @@ func (x *DumpNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpNodeRequest.ProtoReflect.Descriptor instead.
 func (*DumpNodeRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{6}
+	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DumpNodeRequest) GetNodeName() string {
@@ -569,7 +798,7 @@ type DumpNodeResponse struct {
 
 func (x *DumpNodeResponse) Reset() {
 	*x = DumpNodeResponse{}
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[7]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +810,7 @@ func (x *DumpNodeResponse) String() string {
 func (*DumpNodeResponse) ProtoMessage() {}
 
 func (x *DumpNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[7]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +823,7 @@ func (x *DumpNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpNodeResponse.ProtoReflect.Descriptor instead.
 func (*DumpNodeResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{7}
+	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DumpNodeResponse) GetResource() *v1.Resource {
@@ -609,7 +838,7 @@ var File_millrace_calculator_v1_calculator_proto protoreflect.FileDescriptor
 const file_millrace_calculator_v1_calculator_proto_rawDesc = "" +
 	"\n" +
 	"'millrace/calculator/v1/calculator.proto\x12\x16millrace.calculator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$millrace/dataplane/v1/resource.proto\x1a millrace/dataplane/v1/sync.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xff\x03\n" +
+	"\x10GetStatusRequest\"\xb4\x04\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12#\n" +
 	"\rcalculator_id\x18\x02 \x01(\tR\fcalculatorId\x12\x14\n" +
@@ -622,10 +851,24 @@ const file_millrace_calculator_v1_calculator_proto_rawDesc = "" +
 	"\bproblems\x18\t \x03(\v2\x1f.millrace.calculator.v1.ProblemR\bproblems\x129\n" +
 	"\n" +
 	"start_time\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x1a<\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x123\n" +
+	"\x05trust\x18\v \x01(\v2\x1d.millrace.calculator.v1.TrustR\x05trust\x1a<\n" +
 	"\x0eResourcesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x7f\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xed\x01\n" +
+	"\x05Trust\x12\x16\n" +
+	"\x06secret\x18\x01 \x01(\tR\x06secret\x12\x1d\n" +
+	"\n" +
+	"config_map\x18\x02 \x01(\tR\tconfigMap\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12C\n" +
+	"\vauthorities\x18\x04 \x03(\v2!.millrace.calculator.v1.AuthorityR\vauthorities\x12J\n" +
+	"\x13serving_expire_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x11servingExpireTime\"\xbf\x01\n" +
+	"\tAuthority\x129\n" +
+	"\x04role\x18\x01 \x01(\x0e2%.millrace.calculator.v1.AuthorityRoleR\x04role\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12 \n" +
+	"\vfingerprint\x18\x03 \x01(\tR\vfingerprint\x12;\n" +
+	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"\x7f\n" +
 	"\aProblem\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -653,7 +896,13 @@ const file_millrace_calculator_v1_calculator_proto_rawDesc = "" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x129\n" +
 	"\x05types\x18\x02 \x03(\x0e2#.millrace.dataplane.v1.ResourceTypeR\x05types\"O\n" +
 	"\x10DumpNodeResponse\x12;\n" +
-	"\bresource\x18\x01 \x01(\v2\x1f.millrace.dataplane.v1.ResourceR\bresource2\xb8\x02\n" +
+	"\bresource\x18\x01 \x01(\v2\x1f.millrace.dataplane.v1.ResourceR\bresource*\x99\x01\n" +
+	"\rAuthorityRole\x12\x1e\n" +
+	"\x1aAUTHORITY_ROLE_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16AUTHORITY_ROLE_CURRENT\x10\x01\x12\x17\n" +
+	"\x13AUTHORITY_ROLE_NEXT\x10\x02\x12\x1a\n" +
+	"\x16AUTHORITY_ROLE_EARLIER\x10\x03\x12\x17\n" +
+	"\x13AUTHORITY_ROLE_FILE\x10\x042\xb8\x02\n" +
 	"\x11CalculatorService\x12`\n" +
 	"\tGetStatus\x12(.millrace.calculator.v1.GetStatusRequest\x1a).millrace.calculator.v1.GetStatusResponse\x12`\n" +
 	"\tListNodes\x12(.millrace.calculator.v1.ListNodesRequest\x1a).millrace.calculator.v1.ListNodesResponse\x12_\n" +
@@ -671,50 +920,59 @@ func file_millrace_calculator_v1_calculator_proto_rawDescGZIP() []byte {
 	return file_millrace_calculator_v1_calculator_proto_rawDescData
 }
 
-var file_millrace_calculator_v1_calculator_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_millrace_calculator_v1_calculator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_millrace_calculator_v1_calculator_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_millrace_calculator_v1_calculator_proto_goTypes = []any{
-	(*GetStatusRequest)(nil),      // 0: millrace.calculator.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 1: millrace.calculator.v1.GetStatusResponse
-	(*Problem)(nil),               // 2: millrace.calculator.v1.Problem
-	(*ListNodesRequest)(nil),      // 3: millrace.calculator.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 4: millrace.calculator.v1.ListNodesResponse
-	(*NodeState)(nil),             // 5: millrace.calculator.v1.NodeState
-	(*DumpNodeRequest)(nil),       // 6: millrace.calculator.v1.DumpNodeRequest
-	(*DumpNodeResponse)(nil),      // 7: millrace.calculator.v1.DumpNodeResponse
-	nil,                           // 8: millrace.calculator.v1.GetStatusResponse.ResourcesEntry
-	(*v1.Position)(nil),           // 9: millrace.dataplane.v1.Position
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
-	(*v1.Ack)(nil),                // 11: millrace.dataplane.v1.Ack
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
-	(v1.DataplaneMode)(0),         // 13: millrace.dataplane.v1.DataplaneMode
-	(*v1.Report)(nil),             // 14: millrace.dataplane.v1.Report
-	(v1.ResourceType)(0),          // 15: millrace.dataplane.v1.ResourceType
-	(*v1.Resource)(nil),           // 16: millrace.dataplane.v1.Resource
+	(AuthorityRole)(0),            // 0: millrace.calculator.v1.AuthorityRole
+	(*GetStatusRequest)(nil),      // 1: millrace.calculator.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 2: millrace.calculator.v1.GetStatusResponse
+	(*Trust)(nil),                 // 3: millrace.calculator.v1.Trust
+	(*Authority)(nil),             // 4: millrace.calculator.v1.Authority
+	(*Problem)(nil),               // 5: millrace.calculator.v1.Problem
+	(*ListNodesRequest)(nil),      // 6: millrace.calculator.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 7: millrace.calculator.v1.ListNodesResponse
+	(*NodeState)(nil),             // 8: millrace.calculator.v1.NodeState
+	(*DumpNodeRequest)(nil),       // 9: millrace.calculator.v1.DumpNodeRequest
+	(*DumpNodeResponse)(nil),      // 10: millrace.calculator.v1.DumpNodeResponse
+	nil,                           // 11: millrace.calculator.v1.GetStatusResponse.ResourcesEntry
+	(*v1.Position)(nil),           // 12: millrace.dataplane.v1.Position
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*v1.Ack)(nil),                // 14: millrace.dataplane.v1.Ack
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(v1.DataplaneMode)(0),         // 16: millrace.dataplane.v1.DataplaneMode
+	(*v1.Report)(nil),             // 17: millrace.dataplane.v1.Report
+	(v1.ResourceType)(0),          // 18: millrace.dataplane.v1.ResourceType
+	(*v1.Resource)(nil),           // 19: millrace.dataplane.v1.Resource
 }
 var file_millrace_calculator_v1_calculator_proto_depIdxs = []int32{
-	9,  // 0: millrace.calculator.v1.GetStatusResponse.position:type_name -> millrace.dataplane.v1.Position
-	8,  // 1: millrace.calculator.v1.GetStatusResponse.resources:type_name -> millrace.calculator.v1.GetStatusResponse.ResourcesEntry
-	2,  // 2: millrace.calculator.v1.GetStatusResponse.problems:type_name -> millrace.calculator.v1.Problem
-	10, // 3: millrace.calculator.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
-	5,  // 4: millrace.calculator.v1.ListNodesResponse.nodes:type_name -> millrace.calculator.v1.NodeState
-	11, // 5: millrace.calculator.v1.NodeState.ack:type_name -> millrace.dataplane.v1.Ack
-	12, // 6: millrace.calculator.v1.NodeState.last_latency:type_name -> google.protobuf.Duration
-	10, // 7: millrace.calculator.v1.NodeState.connect_time:type_name -> google.protobuf.Timestamp
-	13, // 8: millrace.calculator.v1.NodeState.dataplane_mode:type_name -> millrace.dataplane.v1.DataplaneMode
-	14, // 9: millrace.calculator.v1.NodeState.report:type_name -> millrace.dataplane.v1.Report
-	15, // 10: millrace.calculator.v1.DumpNodeRequest.types:type_name -> millrace.dataplane.v1.ResourceType
-	16, // 11: millrace.calculator.v1.DumpNodeResponse.resource:type_name -> millrace.dataplane.v1.Resource
-	0,  // 12: millrace.calculator.v1.CalculatorService.GetStatus:input_type -> millrace.calculator.v1.GetStatusRequest
-	3,  // 13: millrace.calculator.v1.CalculatorService.ListNodes:input_type -> millrace.calculator.v1.ListNodesRequest
-	6,  // 14: millrace.calculator.v1.CalculatorService.DumpNode:input_type -> millrace.calculator.v1.DumpNodeRequest
-	1,  // 15: millrace.calculator.v1.CalculatorService.GetStatus:output_type -> millrace.calculator.v1.GetStatusResponse
-	4,  // 16: millrace.calculator.v1.CalculatorService.ListNodes:output_type -> millrace.calculator.v1.ListNodesResponse
-	7,  // 17: millrace.calculator.v1.CalculatorService.DumpNode:output_type -> millrace.calculator.v1.DumpNodeResponse
-	15, // [15:18] is the sub-list for method output_type
-	12, // [12:15] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	12, // 0: millrace.calculator.v1.GetStatusResponse.position:type_name -> millrace.dataplane.v1.Position
+	11, // 1: millrace.calculator.v1.GetStatusResponse.resources:type_name -> millrace.calculator.v1.GetStatusResponse.ResourcesEntry
+	5,  // 2: millrace.calculator.v1.GetStatusResponse.problems:type_name -> millrace.calculator.v1.Problem
+	13, // 3: millrace.calculator.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
+	3,  // 4: millrace.calculator.v1.GetStatusResponse.trust:type_name -> millrace.calculator.v1.Trust
+	4,  // 5: millrace.calculator.v1.Trust.authorities:type_name -> millrace.calculator.v1.Authority
+	13, // 6: millrace.calculator.v1.Trust.serving_expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 7: millrace.calculator.v1.Authority.role:type_name -> millrace.calculator.v1.AuthorityRole
+	13, // 8: millrace.calculator.v1.Authority.expire_time:type_name -> google.protobuf.Timestamp
+	8,  // 9: millrace.calculator.v1.ListNodesResponse.nodes:type_name -> millrace.calculator.v1.NodeState
+	14, // 10: millrace.calculator.v1.NodeState.ack:type_name -> millrace.dataplane.v1.Ack
+	15, // 11: millrace.calculator.v1.NodeState.last_latency:type_name -> google.protobuf.Duration
+	13, // 12: millrace.calculator.v1.NodeState.connect_time:type_name -> google.protobuf.Timestamp
+	16, // 13: millrace.calculator.v1.NodeState.dataplane_mode:type_name -> millrace.dataplane.v1.DataplaneMode
+	17, // 14: millrace.calculator.v1.NodeState.report:type_name -> millrace.dataplane.v1.Report
+	18, // 15: millrace.calculator.v1.DumpNodeRequest.types:type_name -> millrace.dataplane.v1.ResourceType
+	19, // 16: millrace.calculator.v1.DumpNodeResponse.resource:type_name -> millrace.dataplane.v1.Resource
+	1,  // 17: millrace.calculator.v1.CalculatorService.GetStatus:input_type -> millrace.calculator.v1.GetStatusRequest
+	6,  // 18: millrace.calculator.v1.CalculatorService.ListNodes:input_type -> millrace.calculator.v1.ListNodesRequest
+	9,  // 19: millrace.calculator.v1.CalculatorService.DumpNode:input_type -> millrace.calculator.v1.DumpNodeRequest
+	2,  // 20: millrace.calculator.v1.CalculatorService.GetStatus:output_type -> millrace.calculator.v1.GetStatusResponse
+	7,  // 21: millrace.calculator.v1.CalculatorService.ListNodes:output_type -> millrace.calculator.v1.ListNodesResponse
+	10, // 22: millrace.calculator.v1.CalculatorService.DumpNode:output_type -> millrace.calculator.v1.DumpNodeResponse
+	20, // [20:23] is the sub-list for method output_type
+	17, // [17:20] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_millrace_calculator_v1_calculator_proto_init() }
@@ -727,13 +985,14 @@ func file_millrace_calculator_v1_calculator_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_calculator_v1_calculator_proto_rawDesc), len(file_millrace_calculator_v1_calculator_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   9,
+			NumEnums:      1,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_millrace_calculator_v1_calculator_proto_goTypes,
 		DependencyIndexes: file_millrace_calculator_v1_calculator_proto_depIdxs,
+		EnumInfos:         file_millrace_calculator_v1_calculator_proto_enumTypes,
 		MessageInfos:      file_millrace_calculator_v1_calculator_proto_msgTypes,
 	}.Build()
 	File_millrace_calculator_v1_calculator_proto = out.File

@@ -41,6 +41,8 @@ const (
 	ResourceType_RESOURCE_TYPE_BACKEND_SLICE ResourceType = 4
 	// Service.
 	ResourceType_RESOURCE_TYPE_SERVICE ResourceType = 5
+	// Calculators.
+	ResourceType_RESOURCE_TYPE_CALCULATORS ResourceType = 6
 )
 
 // Enum value maps for ResourceType.
@@ -52,6 +54,7 @@ var (
 		3: "RESOURCE_TYPE_ENDPOINT",
 		4: "RESOURCE_TYPE_BACKEND_SLICE",
 		5: "RESOURCE_TYPE_SERVICE",
+		6: "RESOURCE_TYPE_CALCULATORS",
 	}
 	ResourceType_value = map[string]int32{
 		"RESOURCE_TYPE_UNSPECIFIED":   0,
@@ -60,6 +63,7 @@ var (
 		"RESOURCE_TYPE_ENDPOINT":      3,
 		"RESOURCE_TYPE_BACKEND_SLICE": 4,
 		"RESOURCE_TYPE_SERVICE":       5,
+		"RESOURCE_TYPE_CALCULATORS":   6,
 	}
 )
 
@@ -213,6 +217,7 @@ type Resource struct {
 	//	*Resource_Endpoint
 	//	*Resource_BackendSlice
 	//	*Resource_Service
+	//	*Resource_Calculators
 	Content       isResource_Content `protobuf_oneof:"content"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -314,6 +319,15 @@ func (x *Resource) GetService() *Service {
 	return nil
 }
 
+func (x *Resource) GetCalculators() *Calculators {
+	if x != nil {
+		if x, ok := x.Content.(*Resource_Calculators); ok {
+			return x.Calculators
+		}
+	}
+	return nil
+}
+
 type isResource_Content interface {
 	isResource_Content()
 }
@@ -343,6 +357,11 @@ type Resource_Service struct {
 	Service *Service `protobuf:"bytes,14,opt,name=service,proto3,oneof"`
 }
 
+type Resource_Calculators struct {
+	// Where calculators are and whom to trust as one; audience: all.
+	Calculators *Calculators `protobuf:"bytes,15,opt,name=calculators,proto3,oneof"`
+}
+
 func (*Resource_NodeConfig) isResource_Content() {}
 
 func (*Resource_Node) isResource_Content() {}
@@ -353,6 +372,8 @@ func (*Resource_BackendSlice) isResource_Content() {}
 
 func (*Resource_Service) isResource_Content() {}
 
+func (*Resource_Calculators) isResource_Content() {}
+
 // ResourceName identifies a resource by type and natural key.
 type ResourceName struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -360,7 +381,8 @@ type ResourceName struct {
 	Type ResourceType `protobuf:"varint,1,opt,name=type,proto3,enum=millrace.dataplane.v1.ResourceType" json:"type,omitempty"`
 	// The natural key: NodeConfig and Node: the node's name. Endpoint:
 	// "namespace/pod". Service: "namespace/name". BackendSlice:
-	// "namespace/name/chunk" where namespace/name is the service.
+	// "namespace/name/chunk" where namespace/name is the service. Calculators:
+	// "namespace/name" of the ConfigMap that it is made from.
 	Key           string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1271,11 +1293,72 @@ func (x *Backend) GetTerminating() bool {
 	return false
 }
 
+// Calculators tells agents where calculators are and what certificates they
+// show. Agents keep it with everything else, so that one which has lost its
+// calculators finds those that took their place.
+type Calculators struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where calculators listen, each HOST:PORT, in the order of the object and
+	// without duplicates. The certificate of each is for the DNS name
+	// "millrace-calculator".
+	Addresses []string `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Certificates of the authorities that calculators' certificates come from,
+	// each in DER form, in the order of the object and without duplicates. Empty
+	// if calculators do not use TLS, or agents know their authority otherwise.
+	Authorities   [][]byte `protobuf:"bytes,2,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Calculators) Reset() {
+	*x = Calculators{}
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Calculators) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Calculators) ProtoMessage() {}
+
+func (x *Calculators) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Calculators.ProtoReflect.Descriptor instead.
+func (*Calculators) Descriptor() ([]byte, []int) {
+	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Calculators) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Calculators) GetAuthorities() [][]byte {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
 var File_millrace_dataplane_v1_resource_proto protoreflect.FileDescriptor
 
 const file_millrace_dataplane_v1_resource_proto_rawDesc = "" +
 	"\n" +
-	"$millrace/dataplane/v1/resource.proto\x12\x15millrace.dataplane.v1\"\xa8\x03\n" +
+	"$millrace/dataplane/v1/resource.proto\x12\x15millrace.dataplane.v1\"\xf0\x03\n" +
 	"\bResource\x127\n" +
 	"\x04name\x18\x01 \x01(\v2#.millrace.dataplane.v1.ResourceNameR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x06R\aversion\x12D\n" +
@@ -1285,7 +1368,8 @@ const file_millrace_dataplane_v1_resource_proto_rawDesc = "" +
 	"\x04node\x18\v \x01(\v2\x1b.millrace.dataplane.v1.NodeH\x00R\x04node\x12=\n" +
 	"\bendpoint\x18\f \x01(\v2\x1f.millrace.dataplane.v1.EndpointH\x00R\bendpoint\x12J\n" +
 	"\rbackend_slice\x18\r \x01(\v2#.millrace.dataplane.v1.BackendSliceH\x00R\fbackendSlice\x12:\n" +
-	"\aservice\x18\x0e \x01(\v2\x1e.millrace.dataplane.v1.ServiceH\x00R\aserviceB\t\n" +
+	"\aservice\x18\x0e \x01(\v2\x1e.millrace.dataplane.v1.ServiceH\x00R\aservice\x12F\n" +
+	"\vcalculators\x18\x0f \x01(\v2\".millrace.dataplane.v1.CalculatorsH\x00R\vcalculatorsB\t\n" +
 	"\acontent\"Y\n" +
 	"\fResourceName\x127\n" +
 	"\x04type\x18\x01 \x01(\x0e2#.millrace.dataplane.v1.ResourceTypeR\x04type\x12\x10\n" +
@@ -1350,14 +1434,18 @@ const file_millrace_dataplane_v1_resource_proto_rawDesc = "" +
 	"\x04zone\x18\x04 \x01(\tR\x04zone\x12\x14\n" +
 	"\x05ready\x18\x05 \x01(\bR\x05ready\x12\x18\n" +
 	"\aserving\x18\x06 \x01(\bR\aserving\x12 \n" +
-	"\vterminating\x18\a \x01(\bR\vterminating*\xbc\x01\n" +
+	"\vterminating\x18\a \x01(\bR\vterminating\"M\n" +
+	"\vCalculators\x12\x1c\n" +
+	"\taddresses\x18\x01 \x03(\tR\taddresses\x12 \n" +
+	"\vauthorities\x18\x02 \x03(\fR\vauthorities*\xdb\x01\n" +
 	"\fResourceType\x12\x1d\n" +
 	"\x19RESOURCE_TYPE_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19RESOURCE_TYPE_NODE_CONFIG\x10\x01\x12\x16\n" +
 	"\x12RESOURCE_TYPE_NODE\x10\x02\x12\x1a\n" +
 	"\x16RESOURCE_TYPE_ENDPOINT\x10\x03\x12\x1f\n" +
 	"\x1bRESOURCE_TYPE_BACKEND_SLICE\x10\x04\x12\x19\n" +
-	"\x15RESOURCE_TYPE_SERVICE\x10\x05*G\n" +
+	"\x15RESOURCE_TYPE_SERVICE\x10\x05\x12\x1d\n" +
+	"\x19RESOURCE_TYPE_CALCULATORS\x10\x06*G\n" +
 	"\rDataplaneMode\x12\x1e\n" +
 	"\x1aDATAPLANE_MODE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12DATAPLANE_MODE_BPF\x10\x01*H\n" +
@@ -1379,7 +1467,7 @@ func file_millrace_dataplane_v1_resource_proto_rawDescGZIP() []byte {
 }
 
 var file_millrace_dataplane_v1_resource_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_millrace_dataplane_v1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_millrace_dataplane_v1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_millrace_dataplane_v1_resource_proto_goTypes = []any{
 	(ResourceType)(0),      // 0: millrace.dataplane.v1.ResourceType
 	(DataplaneMode)(0),     // 1: millrace.dataplane.v1.DataplaneMode
@@ -1398,6 +1486,7 @@ var file_millrace_dataplane_v1_resource_proto_goTypes = []any{
 	(*PortSet)(nil),        // 14: millrace.dataplane.v1.PortSet
 	(*TargetPort)(nil),     // 15: millrace.dataplane.v1.TargetPort
 	(*Backend)(nil),        // 16: millrace.dataplane.v1.Backend
+	(*Calculators)(nil),    // 17: millrace.dataplane.v1.Calculators
 }
 var file_millrace_dataplane_v1_resource_proto_depIdxs = []int32{
 	4,  // 0: millrace.dataplane.v1.Resource.name:type_name -> millrace.dataplane.v1.ResourceName
@@ -1406,23 +1495,24 @@ var file_millrace_dataplane_v1_resource_proto_depIdxs = []int32{
 	9,  // 3: millrace.dataplane.v1.Resource.endpoint:type_name -> millrace.dataplane.v1.Endpoint
 	13, // 4: millrace.dataplane.v1.Resource.backend_slice:type_name -> millrace.dataplane.v1.BackendSlice
 	10, // 5: millrace.dataplane.v1.Resource.service:type_name -> millrace.dataplane.v1.Service
-	0,  // 6: millrace.dataplane.v1.ResourceName.type:type_name -> millrace.dataplane.v1.ResourceType
-	1,  // 7: millrace.dataplane.v1.NodeConfig.mode:type_name -> millrace.dataplane.v1.DataplaneMode
-	6,  // 8: millrace.dataplane.v1.NodeConfig.node_ports:type_name -> millrace.dataplane.v1.PortRange
-	8,  // 9: millrace.dataplane.v1.Node.pod_cidrs:type_name -> millrace.dataplane.v1.Prefix
-	11, // 10: millrace.dataplane.v1.Service.external_ips:type_name -> millrace.dataplane.v1.ServiceAddress
-	11, // 11: millrace.dataplane.v1.Service.load_balancer_ips:type_name -> millrace.dataplane.v1.ServiceAddress
-	12, // 12: millrace.dataplane.v1.Service.ports:type_name -> millrace.dataplane.v1.ServicePort
-	2,  // 13: millrace.dataplane.v1.ServicePort.protocol:type_name -> millrace.dataplane.v1.Protocol
-	14, // 14: millrace.dataplane.v1.BackendSlice.port_sets:type_name -> millrace.dataplane.v1.PortSet
-	16, // 15: millrace.dataplane.v1.BackendSlice.backends:type_name -> millrace.dataplane.v1.Backend
-	15, // 16: millrace.dataplane.v1.PortSet.ports:type_name -> millrace.dataplane.v1.TargetPort
-	2,  // 17: millrace.dataplane.v1.TargetPort.protocol:type_name -> millrace.dataplane.v1.Protocol
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	17, // 6: millrace.dataplane.v1.Resource.calculators:type_name -> millrace.dataplane.v1.Calculators
+	0,  // 7: millrace.dataplane.v1.ResourceName.type:type_name -> millrace.dataplane.v1.ResourceType
+	1,  // 8: millrace.dataplane.v1.NodeConfig.mode:type_name -> millrace.dataplane.v1.DataplaneMode
+	6,  // 9: millrace.dataplane.v1.NodeConfig.node_ports:type_name -> millrace.dataplane.v1.PortRange
+	8,  // 10: millrace.dataplane.v1.Node.pod_cidrs:type_name -> millrace.dataplane.v1.Prefix
+	11, // 11: millrace.dataplane.v1.Service.external_ips:type_name -> millrace.dataplane.v1.ServiceAddress
+	11, // 12: millrace.dataplane.v1.Service.load_balancer_ips:type_name -> millrace.dataplane.v1.ServiceAddress
+	12, // 13: millrace.dataplane.v1.Service.ports:type_name -> millrace.dataplane.v1.ServicePort
+	2,  // 14: millrace.dataplane.v1.ServicePort.protocol:type_name -> millrace.dataplane.v1.Protocol
+	14, // 15: millrace.dataplane.v1.BackendSlice.port_sets:type_name -> millrace.dataplane.v1.PortSet
+	16, // 16: millrace.dataplane.v1.BackendSlice.backends:type_name -> millrace.dataplane.v1.Backend
+	15, // 17: millrace.dataplane.v1.PortSet.ports:type_name -> millrace.dataplane.v1.TargetPort
+	2,  // 18: millrace.dataplane.v1.TargetPort.protocol:type_name -> millrace.dataplane.v1.Protocol
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_millrace_dataplane_v1_resource_proto_init() }
@@ -1436,6 +1526,7 @@ func file_millrace_dataplane_v1_resource_proto_init() {
 		(*Resource_Endpoint)(nil),
 		(*Resource_BackendSlice)(nil),
 		(*Resource_Service)(nil),
+		(*Resource_Calculators)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1443,7 +1534,7 @@ func file_millrace_dataplane_v1_resource_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_dataplane_v1_resource_proto_rawDesc), len(file_millrace_dataplane_v1_resource_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

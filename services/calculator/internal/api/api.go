@@ -35,6 +35,9 @@ type Service struct {
 	Publisher *publish.Publisher
 	// Sync has the streams.
 	Sync *publish.Service
+	// Trust tells what agents trust calculators by; nil if this one keeps
+	// nothing of it.
+	Trust func() *calculatorv1.Trust
 	// Problems lists what is wrong with the source and its objects.
 	Problems func() []problem.Problem
 }
@@ -51,6 +54,9 @@ func (s *Service) GetStatus(context.Context, *calculatorv1.GetStatusRequest) (*c
 		Revision:     s.Publisher.Revision(),
 		Resources:    s.Publisher.Counts(),
 		StartTime:    timestamppb.New(s.StartTime),
+	}
+	if s.Trust != nil {
+		response.Trust = s.Trust()
 	}
 	for _, one := range s.Problems() {
 		response.Problems = append(response.Problems, &calculatorv1.Problem{

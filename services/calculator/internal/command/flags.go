@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/millrace-project/millrace/services/calculator/internal/trust"
 	"github.com/millrace-project/millrace/services/internal/transport"
 )
 
@@ -28,6 +29,7 @@ type options struct {
 	metricsListen string
 	pprof         bool
 	tls           transport.ServerFlags
+	trust         trust.Flags
 
 	logLevel  string
 	logFormat string
@@ -38,6 +40,7 @@ type options struct {
 	drainGrace            time.Duration
 	joinLimit             int
 
+	certificate certificate                      // of the calculators' own authority
 	level       zapcore.Level                    // of logLevel
 	credentials credentials.TransportCredentials // of listen and tls
 }
@@ -57,6 +60,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.metricsListen, "metrics-listen", "127.0.0.1:9700", "HOST:PORT to serve /metrics, /healthz and /readyz on; empty for none")
 	flags.BoolVar(&o.pprof, "pprof", false, "serve /debug/pprof on --metrics-listen")
 	o.tls.Register(flags)
+	o.trust.Register(flags)
 	flags.StringVar(&o.logLevel, "log-level", "info", "least level to log: debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "json", "json or console")
 	flags.DurationVar(&o.maxConnectionAge, "max-connection-age", time.Hour, "ask an agent to connect anew, perhaps to another calculator, after about this time; 0 for never")
@@ -100,6 +104,12 @@ func (o *options) validate(cmd *cobra.Command) error {
 	}
 	if o.listen == "" && o.socket == "" {
 		return fmt.Errorf("--listen and --socket are both empty, one is needed to serve agents")
+	}
+	if err := o.trust.Check(o.tls.CertFile != ""); err != nil {
+		return err
+	}
+	if o.ownAuthority() {
+		o.tls.Certificate = o.certificate.get
 	}
 	if o.listen != "" {
 		var err error

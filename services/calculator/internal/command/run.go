@@ -16,6 +16,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 
 	"github.com/millrace-project/millrace/calc/canonical"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
@@ -25,6 +27,7 @@ import (
 	"github.com/millrace-project/millrace/services/calculator/internal/source"
 	"github.com/millrace-project/millrace/services/calculator/internal/source/dir"
 	"github.com/millrace-project/millrace/services/calculator/internal/source/kube"
+	"github.com/millrace-project/millrace/services/calculator/internal/trust"
 	"github.com/millrace-project/millrace/services/internal/buildinfo"
 	"github.com/millrace-project/millrace/services/internal/transport"
 )
@@ -40,6 +43,7 @@ type calculator struct {
 	pipeline  *pipeline.Pipeline
 	problems  *pipeline.Problems
 	servers   *servers
+	trust     *trust.Keeper // nil if nothing is kept
 }
 
 // run runs a calculator until the context ends or it cannot go on.
@@ -67,6 +71,9 @@ func run(ctx context.Context, o *options, stderr io.Writer) error {
 	group, failed := errgroup.WithContext(working)
 	group.Go(func() error { c.pipeline.Run(failed); return nil })
 	group.Go(func() error { return c.source.Run(failed, c.pipeline) })
+	if c.trust != nil {
+		group.Go(func() error { c.trust.Run(failed); return nil })
+	}
 	group.Go(func() error { c.servers.followHealth(failed, c.publisher); return nil })
 	for _, serve := range listeners {
 		group.Go(serve)
@@ -102,16 +109,24 @@ func build(o *options, log *zap.Logger) (*calculator, error) {
 	c.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	var err error
-	if c.source, err = newSource(o, log.Named("source")); err != nil {
+	var config *rest.Config // of the API server, if there is one
+	if c.source, config, err = newSource(o, log.Named("source")); err != nil {
 		return nil, err
 	}
 	c.problems = pipeline.NewProblems(log.Named("problems"), c.registry)
 	c.pipeline = pipeline.New(c.publisher, c.problems, log.Named("pipeline"), pipeline.DefaultInterval)
+	if err := c.keepTrust(config, log.Named("trust")); err != nil {
+		return nil, err
+	}
 	schemas := map[dataplanev1.ResourceType]uint32{}
 	for number := range dataplanev1.ResourceType_name {
 		if schema := canonical.OldestSchema(dataplanev1.ResourceType(number)); schema != 0 {
 			schemas[dataplanev1.ResourceType(number)] = schema
 		}
+	}
+	if !o.watchesAnnouncement() {
+		// Agents keep what another calculator told them.
+		delete(schemas, dataplanev1.ResourceType_RESOURCE_TYPE_CALCULATORS)
 	}
 	var ahead func(node, epoch string, position map[string]uint64) string
 	if overtaken, ok := c.source.(source.Overtaken); ok {
@@ -121,21 +136,30 @@ func build(o *options, log *zap.Logger) (*calculator, error) {
 		CalculatorID: calculatorID(), Version: version, Epoch: c.source.Epoch, Schemas: schemas,
 		JoinLimit: o.joinLimit, MaxAge: o.maxConnectionAge, AgeGrace: o.maxConnectionAgeGrace,
 		Log: log.Named("sync"), Registry: c.registry})
-	c.servers = newServers(o, c.sync, &api.Service{
+	answers := &api.Service{
 		Version: version, CalculatorID: c.sync.CalculatorID, StartTime: time.Now(), Source: c.source,
-		Publisher: c.publisher, Sync: c.sync, Problems: c.problems.List})
+		Publisher: c.publisher, Sync: c.sync, Problems: c.problems.List}
+	if c.trust != nil {
+		answers.Trust = c.trust.Status
+	}
+	c.servers = newServers(o, c.sync, answers)
 	return c, nil
 }
 
-func newSource(o *options, log *zap.Logger) (source.Source, error) {
+func newSource(o *options, log *zap.Logger) (source.Source, *rest.Config, error) {
 	if o.source == "dir" {
-		return dir.New(o.manifests, log), nil
+		return dir.New(o.manifests, log), nil, nil
 	}
 	config, err := kube.Config(o.kubeconfig, "millrace-calculator/"+buildinfo.Version())
 	if err != nil {
-		return nil, fmt.Errorf("--source=kube: %w", err)
+		return nil, nil, fmt.Errorf("--source=kube: %w", err)
 	}
-	return kube.New(config, kube.Origin(o.kubeconfig), log)
+	var announcement types.NamespacedName
+	if o.watchesAnnouncement() {
+		announcement = o.trust.Announcement()
+	}
+	s, err := kube.New(config, kube.Origin(o.kubeconfig), announcement, log)
+	return s, config, err
 }
 
 // location is where the source is, if it is anywhere else.

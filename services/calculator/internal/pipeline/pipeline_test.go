@@ -159,7 +159,7 @@ func TestProblemsComeAndGo(t *testing.T) {
 	metric := func(kind string, count string) {
 		t.Helper()
 		text := "# HELP millrace_calculator_problems Problems with objects, manifests and watches, by kind.\n# TYPE millrace_calculator_problems gauge\n"
-		for _, k := range []string{"EndpointSlice", "File", "Namespace", "Node", "Pod", "Service", "Settings"} {
+		for _, k := range []string{"ConfigMap", "EndpointSlice", "File", "Namespace", "Node", "Pod", "Service", "Settings"} {
 			value := "0"
 			if k == kind || kind == "" && (k == "File" || k == "Service") {
 				value = count

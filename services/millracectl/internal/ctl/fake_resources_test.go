@@ -62,5 +62,11 @@ func fakeResources() []*dataplanev1.Resource {
 				BackendSlices: 1,
 			}},
 		},
+		{
+			Name: named(dataplanev1.ResourceType_RESOURCE_TYPE_CALCULATORS, "millrace-system/millrace-calculators"), Version: 0xe6,
+			Content: &dataplanev1.Resource_Calculators{Calculators: &dataplanev1.Calculators{
+				Addresses: []string{"192.0.2.10:7701", "[fd00::10]:7701"}, Authorities: [][]byte{{1}},
+			}},
+		},
 	}
 }

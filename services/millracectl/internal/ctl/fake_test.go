@@ -113,6 +113,14 @@ func (f *fakeAgent) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agen
 			Kernel:   "6.1.0-50-amd64",
 			Programs: []*agentv1.Program{{Name: "connect4", Instructions: 450, VerifiedInstructions: 1410}},
 		},
+		Calculators: []*agentv1.KnownCalculator{
+			{Address: "192.0.2.10:7701", Origins: []agentv1.Origin{agentv1.Origin_ORIGIN_MOUNTED, agentv1.Origin_ORIGIN_HELD}},
+			{Address: "192.0.2.11:7701", Origins: []agentv1.Origin{agentv1.Origin_ORIGIN_STATIC}},
+		},
+		Authorities: []*agentv1.TrustedAuthority{
+			{Subject: "CN=Millrace calculators 8f01", Fingerprint: "8f01c2", ExpireTime: ago(-200 * 24 * time.Hour), Origins: []agentv1.Origin{agentv1.Origin_ORIGIN_MOUNTED}},
+			{Subject: "CN=Millrace calculators 77aa", Fingerprint: "77aa00", ExpireTime: ago(-30 * time.Hour), Origins: []agentv1.Origin{agentv1.Origin_ORIGIN_HELD}},
+		},
 		Held: map[string]uint64{"SERVICE": 3, "NODE_CONFIG": 1},
 		Errors: []*dataplanev1.ResourceError{{
 			Name:   &dataplanev1.ResourceName{Type: dataplanev1.ResourceType_RESOURCE_TYPE_SERVICE, Key: "shop/cart"},
@@ -223,6 +231,14 @@ func (f *fakeCalculator) GetStatus(context.Context, *calculatorv1.GetStatusReque
 		Version: "v1.2.3", CalculatorId: "calc-a", Epoch: "6f1c/0", Source: "kube", Synced: true,
 		Position: &dataplanev1.Position{ResourceVersions: map[string]uint64{"services": 900, "nodes": 12}},
 		Revision: 42, Resources: map[string]uint64{"RESOURCE_TYPE_SERVICE": 3}, StartTime: ago(3 * 24 * time.Hour),
+		Trust: &calculatorv1.Trust{
+			Secret: "millrace-system/millrace-ca", ConfigMap: "millrace-system/millrace-calculators",
+			Addresses: []string{"192.0.2.10:7701", "192.0.2.11:7701"}, ServingExpireTime: ago(-20 * 24 * time.Hour),
+			Authorities: []*calculatorv1.Authority{
+				{Role: calculatorv1.AuthorityRole_AUTHORITY_ROLE_CURRENT, Subject: "CN=Millrace calculators 77aa", Fingerprint: "77aa00", ExpireTime: ago(-30 * time.Hour)},
+				{Role: calculatorv1.AuthorityRole_AUTHORITY_ROLE_NEXT, Subject: "CN=Millrace calculators 8f01", Fingerprint: "8f01c2", ExpireTime: ago(-200 * 24 * time.Hour)},
+			},
+		},
 		Problems: []*calculatorv1.Problem{
 			{Kind: "File", Name: "cart.yaml#2", Message: "does not parse"},
 			{Kind: "Service", Namespace: "shop", Name: "cart", Field: "spec.ports[0].nodePort", Message: "70000 is out of range; the port gets no node port"},

@@ -22,6 +22,8 @@ func content(r *dataplanev1.Resource) string {
 		return backendSliceLine(c.BackendSlice)
 	case *dataplanev1.Resource_Service:
 		return serviceLine(c.Service)
+	case *dataplanev1.Resource_Calculators:
+		return calculatorsLine(c.Calculators)
 	default:
 		return "a type this millracectl does not know"
 	}

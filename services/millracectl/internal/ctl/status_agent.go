@@ -29,6 +29,12 @@ func (a *App) writeAgentStatus(out *bytes.Buffer, st *agentv1.GetStatusResponse)
 	if err := section(out, "agent "+st.GetNodeName(), lines); err != nil {
 		return err
 	}
+	if err := indented(out, "calculators known", knownCalculators(st.GetCalculators())); err != nil {
+		return err
+	}
+	if err := indented(out, "authorities trusted", a.trustedAuthorities(st.GetAuthorities())); err != nil {
+		return err
+	}
 	if a.output.wide() {
 		if err := writeDataplane(out, dp); err != nil {
 			return err

@@ -24,7 +24,11 @@ func (a *App) writeCalculatorStatus(out *bytes.Buffer, st *calculatorv1.GetStatu
 		{"position", counts(st.GetPosition().GetResourceVersions())},
 		{"resources", counts(st.GetResources())},
 	}
+	lines = append(lines, a.trustLines(st.GetTrust())...)
 	if err := section(out, "calculator "+st.GetCalculatorId(), lines); err != nil {
+		return err
+	}
+	if err := indented(out, "authorities", a.authorities(st.GetTrust().GetAuthorities())); err != nil {
 		return err
 	}
 	problems := &table{header: []string{"KIND", "OBJECT", "FIELD", "PROBLEM"}}

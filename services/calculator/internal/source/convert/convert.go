@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/millrace-project/millrace/calc/model"
+	"github.com/millrace-project/millrace/proto/announcement"
 )
 
 // Object converts an object of one of the API types that are read.
@@ -30,6 +31,9 @@ func Object(object metav1.Object) (model.Object, error) {
 		return pod(o), nil
 	case *corev1.Namespace:
 		return &model.Namespace{Name: own(o.Name)}, nil
+	case *corev1.ConfigMap:
+		return &model.ConfigMap{Namespace: own(o.Namespace), Name: own(o.Name),
+			Calculators: own(o.Data[announcement.CalculatorsKey]), Authorities: own(o.Data[announcement.AuthoritiesKey])}, nil
 	default:
 		return nil, fmt.Errorf("objects of type %T are not read", object)
 	}

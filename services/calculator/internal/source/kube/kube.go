@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
@@ -35,10 +36,12 @@ import (
 type Source struct {
 	client *connection // of the watches
 	probes *connection // of questions beside them; a frozen watch must not freeze these
-	host   string      // of the API server, as a URL
-	origin string      // from where the host is known
-	log    *zap.Logger
-	sink   source.Sink // set by Run
+	// announcement is the one ConfigMap that is watched; none if it has no name.
+	announcement types.NamespacedName
+	host         string // of the API server, as a URL
+	origin       string // from where the host is known
+	log          *zap.Logger
+	sink         source.Sink // set by Run
 
 	mu sync.Mutex
 	// stores are those of the watched kinds, once Run has made them.
@@ -62,8 +65,9 @@ type Source struct {
 }
 
 // New returns a source that reads from the API server; origin is from where its
-// address is known.
-func New(config *rest.Config, origin string, log *zap.Logger) (*Source, error) {
+// address is known. Of ConfigMaps it reads that announcement alone, or none if
+// it has no name.
+func New(config *rest.Config, origin string, announcement types.NamespacedName, log *zap.Logger) (*Source, error) {
 	if err := boundSilence(); err != nil {
 		return nil, err
 	}
@@ -75,7 +79,7 @@ func New(config *rest.Config, origin string, log *zap.Logger) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Source{client: client, probes: probes, host: config.Host, origin: origin, log: log, unsynced: map[string]bool{}, failed: make(chan struct{})}, nil
+	return &Source{client: client, probes: probes, announcement: announcement, host: config.Host, origin: origin, log: log, unsynced: map[string]bool{}, failed: make(chan struct{})}, nil
 }
 
 // Name implements source.Source.
@@ -99,8 +103,10 @@ type kind struct {
 	label  string // selector
 	field  string // selector
 	list   func(context.Context, metav1.ListOptions) (runtime.Object, error)
-	// one reads in one namespace only, where an object is found by its name.
+	// one reads in one namespace only, where an object is found by its name,
+	// and asked is a name that may be asked for there.
 	one   func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	asked string
 	watch func(context.Context, metav1.ListOptions) (watch.Interface, error)
 }
 
@@ -116,14 +122,14 @@ func kindOf[L runtime.Object](plural string, k model.Kind, object runtime.Object
 			return from.List(ctx, options)
 		}
 	}
-	return kind{plural: plural, kind: k, object: object, list: list(all), one: list(some), watch: all.Watch}
+	return kind{plural: plural, kind: k, object: object, list: list(all), one: list(some), asked: nobody, watch: all.Watch}
 }
 
 // leftToOthers selects, as kube-proxy does, what another service proxy has not
 // been given.
 const leftToOthers = "!" + model.LabelServiceProxyName + ",!" + model.LabelHeadless
 
-func kinds(client kubernetes.Interface) []kind {
+func kinds(client kubernetes.Interface, announcement types.NamespacedName) []kind {
 	const all, system = metav1.NamespaceAll, metav1.NamespaceSystem
 	core, discovery := client.CoreV1(), client.DiscoveryV1()
 	services := kindOf("services", model.KindService, &corev1.Service{}, core.Services(all), core.Services(system))
@@ -135,11 +141,21 @@ func kinds(client kubernetes.Interface) []kind {
 	pods.field = fields.AndSelectors(
 		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodSucceeded)),
 		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodFailed))).String()
-	return []kind{
+	list := []kind{
 		kindOf("namespaces", model.KindNamespace, &corev1.Namespace{}, core.Namespaces(), core.Namespaces()),
 		kindOf("nodes", model.KindNode, &corev1.Node{}, core.Nodes(), core.Nodes()),
 		services, slices, pods,
 	}
+	if announcement.Name != "" {
+		// One object by its name: the right to read it need be no right to read
+		// others.
+		maps := core.ConfigMaps(announcement.Namespace)
+		own := kindOf("configmaps", model.KindConfigMap, &corev1.ConfigMap{}, maps, maps)
+		own.asked = announcement.Name
+		own.field = fields.OneTermEqualSelector(metav1.ObjectNameField, announcement.Name).String()
+		list = append(list, own)
+	}
+	return list
 }
 
 // Run implements source.Source.
@@ -150,7 +166,7 @@ func (s *Source) Run(ctx context.Context, sink source.Sink) error {
 	defer cancel()
 	silenceKlog(s.log)
 	s.sink = sink
-	watched, probed := kinds(s.client), kinds(s.probes)
+	watched, probed := kinds(s.client, s.announcement), kinds(s.probes, s.announcement)
 	stores := make([]*store, len(watched))
 	s.mu.Lock()
 	// A new cluster has no kube-system namespace for a moment; without knowing

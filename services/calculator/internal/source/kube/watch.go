@@ -129,7 +129,7 @@ func (s *store) unreadable(err error) error {
 // latest returns the version that the API server's store is at, by a read that
 // no cache answers from what it happens to have.
 func (s *store) latest(ctx context.Context, k kind) (uint64, error) {
-	list, err := k.one(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + nobody})
+	list, err := k.one(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + k.asked})
 	if err != nil {
 		return 0, fmt.Errorf("asking for the version of %s: %w", k.plural, err)
 	}
