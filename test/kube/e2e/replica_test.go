@@ -32,6 +32,7 @@ type replica struct {
 	name       string
 	kubeconfig string
 	port       uint16
+	args       []string
 }
 
 // newReplica describes the n-th calculator; it does not run yet.
@@ -39,7 +40,7 @@ func (f *fixture) newReplica(t *testing.T, n int, kubeconfig string) *replica {
 	t.Helper()
 	port := uint16(testbed.CalculatorPort + n)
 	r := &replica{
-		f: f, name: fmt.Sprint("calculator-", n), kubeconfig: kubeconfig, port: port,
+		f: f, name: fmt.Sprint("calculator-", n), kubeconfig: kubeconfig, port: port, args: []string{"--insecure"},
 		calculator: calculator{address: netip.AddrPortFrom(f.Control.IPv4, port).String(), metricsPort: testbed.MetricsPort + n},
 	}
 	conn, err := grpc.NewClient("unix:"+r.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -56,11 +57,11 @@ func (r *replica) socket() string { return filepath.Join(r.f.Dir, r.name+".sock"
 func (r *replica) start(t *testing.T) {
 	t.Helper()
 	var err error
-	r.process, err = r.f.Control.Start(r.name, binaries.Calculator,
+	r.process, err = r.f.Control.Start(r.name, append([]string{binaries.Calculator,
 		"--source", "kube", "--kubeconfig", r.kubeconfig,
 		"--listen", fmt.Sprintf("0.0.0.0:%d", r.port), "--socket", r.socket(),
 		"--metrics-listen", fmt.Sprintf("127.0.0.1:%d", r.metricsPort),
-		"--drain-time", "100ms", "--drain-grace", "500ms", "--insecure")
+		"--drain-time", "100ms", "--drain-grace", "500ms"}, r.args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
