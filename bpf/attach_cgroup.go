@@ -20,6 +20,9 @@ import (
 func (d *Dataplane) AttachCgroup(path string) ([]Attachment, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err := checkCgroup2(path); err != nil {
+		return nil, err
+	}
 	id, err := cgroupID(path)
 	if err != nil {
 		return nil, fmt.Errorf("cgroup %s: %w", path, err)
@@ -36,6 +39,19 @@ func (d *Dataplane) AttachCgroup(path string) ([]Attachment, error) {
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+// checkCgroup2 demands that the path is of the hierarchy that programs can be
+// attached to.
+func checkCgroup2(path string) error {
+	var found unix.Statfs_t
+	if err := unix.Statfs(path, &found); err != nil {
+		return fmt.Errorf("cgroup %s: %w", path, err)
+	}
+	if found.Type != unix.CGROUP2_SUPER_MAGIC {
+		return fmt.Errorf("%s is not a cgroup v2 hierarchy: mount one (mount -t cgroup2 none %s), or name the place of the one there is by --cgroup-root", path, path)
+	}
+	return nil
 }
 
 // DetachCgroup removes all attachments to cgroups.

@@ -9,12 +9,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 
@@ -81,59 +84,74 @@ func TestPreflight(t *testing.T) {
 	}
 }
 
-// startAlone runs the agent outside of every cluster, which must refuse, and
-// returns what it said. Everything that it would make must not be there then.
-func startAlone(t *testing.T, attr *syscall.SysProcAttr, bpfDir string) string {
+// alone runs an agent outside of every cluster, whose node cannot be programmed,
+// until it has said so, and stops it. It returns its status and its log. Nothing
+// that an agent makes may be there then.
+func alone(t *testing.T, attr *syscall.SysProcAttr, bpfDir string) (*agentv1.GetStatusResponse, string) {
 	t.Helper()
 	root, err := testbed.CgroupRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o777); err != nil {
-		t.Fatal(err)
+	for path := dir; path != os.TempDir() && path != "/"; path = filepath.Dir(path) {
+		if err := os.Chmod(path, 0o777); err != nil {
+			t.Fatal(err)
+		}
 	}
+	socket := filepath.Join(dir, "agent.sock")
 	var said bytes.Buffer
 	cmd := exec.Command(binaries.Agent, "--node-name", "alone", "--bpf-dir", bpfDir, "--cgroup-root", root,
-		"--state-dir", filepath.Join(dir, "state"), "--socket", filepath.Join(dir, "agent.sock"),
+		"--calculator", "unix:"+filepath.Join(dir, "nobody.sock"),
+		"--state-dir", filepath.Join(dir, "state"), "--state-fallback-dir", "", "--socket", socket,
 		"--listen", "", "--metrics-listen", "", "--sysctl-dir", "/proc/sys")
 	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr, cmd.Dir = &said, &said, attr, "/"
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx := harness.Limit(t, 60*time.Second)
+	status, err := agentv1.NewAgentServiceClient(conn).GetStatus(ctx, &agentv1.GetStatusRequest{}, grpc.WaitForReady(true))
+	if signaled := cmd.Process.Signal(syscall.SIGTERM); signaled != nil {
+		t.Error(signaled)
+	}
 	timer := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
 	defer timer.Stop()
-	cmd.Wait() //nolint:errcheck // the status is looked at
-	if status := cmd.ProcessState.ExitCode(); status != 1 {
-		t.Errorf("status %d, want 1", status)
+	if ended := cmd.Wait(); ended != nil || err != nil {
+		t.Fatalf("status: %v; end: %v; it said:\n%s", err, ended, said.String())
 	}
-	for _, path := range []string{bpfDir, filepath.Join(dir, "state"), filepath.Join(dir, "agent.sock")} {
+	for _, path := range []string{bpfDir, filepath.Join(dir, "state"), socket} {
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s was left (%v)", path, err)
 		}
 	}
-	return said.String()
+	return status, said.String()
 }
 
-// refusalLine is the one line for people among what a refusing agent said; the
-// others are the log's.
-func refusalLine(t *testing.T, said string) string {
+// unsuitable is what the log says of a node that cannot be programmed.
+func unsuitable(t *testing.T, said string) (problems []string) {
 	t.Helper()
-	var lines []string
-	for _, line := range strings.Split(strings.TrimSpace(said), "\n") {
-		if !strings.HasPrefix(line, "{") {
-			lines = append(lines, line)
+	for _, text := range strings.Split(strings.TrimSpace(said), "\n") {
+		var record struct {
+			Level    string
+			Problems []string
+		}
+		if err := json.Unmarshal([]byte(text), &record); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+		if record.Level == "error" {
+			problems = append(problems, record.Problems...)
 		}
 	}
-	if len(lines) != 1 {
-		t.Errorf("%d lines for people, want 1:\n%s", len(lines), said)
-	}
-	return strings.Join(lines, "\n")
+	return problems
 }
 
 // TestUnsuitableKernel starts the agent on a kernel that lacks what is required:
-// it says what in one line, for people, and in one record of its log, and leaves
-// nothing behind.
+// it stays, says what in its log and its status, and leaves nothing behind.
 func TestUnsuitableKernel(t *testing.T) {
 	if err := testbed.Supported(); err != nil {
 		t.Skip(err)
@@ -142,27 +160,19 @@ func TestUnsuitableKernel(t *testing.T) {
 	if status == 0 {
 		t.Skipf("kernel %s has everything that is required", report.Kernel)
 	}
-	said := startAlone(t, nil, "/sys/fs/bpf/millrace-alone")
+	state, said := alone(t, nil, "/sys/fs/bpf/millrace-alone")
 	t.Log(said)
-	line := refusalLine(t, said)
-	var record struct {
-		Level, Kernel string
-		Missing       []string
+	problems := strings.Join(state.GetProblems(), "\n")
+	if logged := strings.Join(unsuitable(t, said), "\n"); logged != problems {
+		t.Errorf("logged %q, told %q", logged, problems)
 	}
-	for _, text := range strings.Split(said, "\n") {
-		if strings.HasPrefix(text, "{") {
-			if err := json.Unmarshal([]byte(text), &record); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	if record.Level != "error" || record.Kernel != report.Kernel || len(record.Missing) == 0 {
-		t.Errorf("the log's record: %+v", record)
+	if !strings.Contains(problems, report.Kernel) || state.GetDataplane().GetKernel() != report.Kernel {
+		t.Errorf("kernel %q: %q", state.GetDataplane().GetKernel(), problems)
 	}
 	for _, f := range report.Features {
 		tried := !strings.Contains(f.Error, "not tried")
-		if f.Required && !f.Available && tried && !strings.Contains(line, f.Name) {
-			t.Errorf("%q does not name %s", line, f.Name)
+		if f.Required && !f.Available && tried && !strings.Contains(problems, f.Name) {
+			t.Errorf("%q does not name %s", problems, f.Name)
 		}
 	}
 }
@@ -183,9 +193,11 @@ func TestWithoutCapabilities(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	said := startAlone(t, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}, filepath.Join(dir, "millrace"))
-	if line := refusalLine(t, said); !strings.Contains(line, "CAP_BPF") {
-		t.Errorf("got %q", line)
+	state, said := alone(t, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}, filepath.Join(dir, "millrace"))
+	problems := state.GetProblems()
+	if logged := unsuitable(t, said); len(problems) != 3 || !slices.Equal(logged, problems) ||
+		!strings.Contains(problems[0], "CAP_BPF") || !strings.Contains(problems[1], "CAP_NET_ADMIN") || !strings.Contains(problems[2], "CAP_PERFMON") {
+		t.Errorf("logged %q, told %q", logged, problems)
 	}
 }
 

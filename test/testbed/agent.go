@@ -131,6 +131,9 @@ func (c *Cluster) ReplicaAddress(replica int) string {
 // starts.
 func (a *Agent) SetArgs(args ...string) { a.options.Args = args }
 
+// SetUnder replaces the beginning of the command line of later starts.
+func (a *Agent) SetUnder(under ...string) { a.options.Under = under }
+
 // SetBinary replaces the program of later starts.
 func (a *Agent) SetBinary(path string) { a.options.Binaries.Agent = path }
 

@@ -34,6 +34,8 @@ type Options struct {
 	PodDevice PodDevice
 	// AgentArgs are added to the command lines of a Stack's agents.
 	AgentArgs []string
+	// AgentUnder is the beginning of a command line that runs a Stack's agents.
+	AgentUnder []string
 }
 
 // Cluster is a running cluster.

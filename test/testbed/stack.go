@@ -46,7 +46,7 @@ func (s *Stack) Up(ctx context.Context) error {
 	if err := s.Calculator.WaitSynced(ctx); err != nil {
 		return err
 	}
-	s.Agents, err = s.StartAgents(ctx, AgentOptions{Binaries: s.Binaries, Args: s.Options.AgentArgs})
+	s.Agents, err = s.StartAgents(ctx, AgentOptions{Binaries: s.Binaries, Args: s.Options.AgentArgs, Under: s.Options.AgentUnder})
 	return err
 }
 

@@ -95,12 +95,12 @@ func run(ctx context.Context, s *settings) error {
 	}
 	defer log.Sync() //nolint:errcheck // stderr cannot always be synced
 	log = log.With(zap.String("node", s.node))
-	if err := s.checkKernel(); err != nil {
-		// Nothing was made yet, and nothing is left.
-		var missing *mbpf.MissingError
-		if errors.As(err, &missing) {
-			log.Error("this kernel cannot run the BPF dataplane", zap.String("kernel", missing.Kernel), zap.Strings("missing", missing.Names()))
-		}
+	version := buildinfo.Version()
+	// Nothing is made before, so that nothing is left of an agent that is of no
+	// use on its node.
+	if err := awaitNode(ctx, s, log, version); errors.Is(err, errStopped) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	lock, err := mbpf.LockPins(s.bpfFS, true)
@@ -108,7 +108,6 @@ func run(ctx context.Context, s *settings) error {
 		return fmt.Errorf("open dataplane: %w", err)
 	}
 	defer lock.Close() //nolint:errcheck // it goes with the process
-	version := buildinfo.Version()
 	log.Info("starting", zap.String("version", version))
 	a := &agent{settings: s, lock: lock, log: log, metrics: metrics.New(version), store: held.New()}
 	if err := a.openLog(); err != nil {
@@ -382,11 +381,8 @@ func (a *agent) fill() map[string]metrics.Fill {
 	return fill
 }
 
-// serveMetrics serves metrics and health for those who ask by HTTP.
+// serveMetrics serves metrics and health of an agent with a dataplane.
 func (a *agent) serveMetrics(failed context.CancelCauseFunc) (stop func(), err error) {
-	if a.metricsListen == "" {
-		return func() {}, nil
-	}
 	a.metrics.RegisterSources(metrics.Sources{
 		Counters: a.system.Counters,
 		Fill:     a.fill,
@@ -397,13 +393,23 @@ func (a *agent) serveMetrics(failed context.CancelCauseFunc) (stop func(), err e
 		LogBytes: a.journal.Size,
 		LogAway:  a.journal.Away,
 	})
+	return a.listenMetrics(failed, func() string {
+		return cmp.Or(notReady(a.applier.Status(), a.store.Meta()), a.plane.Unattached())
+	})
+}
+
+// listenMetrics serves metrics and health for those who ask by HTTP.
+func (a *agent) listenMetrics(failed context.CancelCauseFunc, notReady func() string) (stop func(), err error) {
+	if a.metricsListen == "" {
+		return func() {}, nil
+	}
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(a.metrics.Registry, promhttp.HandlerOpts{
 		ErrorHandling: promhttp.ContinueOnError,
 	}))
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if why := cmp.Or(notReady(a.applier.Status(), a.store.Meta()), a.plane.Unattached()); why != "" {
+		if why := notReady(); why != "" {
 			http.Error(w, why, http.StatusServiceUnavailable)
 			return
 		}

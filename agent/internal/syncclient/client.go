@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -67,6 +68,8 @@ type Options struct {
 	Node    string
 	Version string
 	Targets []Target
+	// Types to announce; all that this agent understands if empty.
+	Types []dataplanev1.ResourceType
 	// Backoff bounds the waits between rounds over all targets. Zero stands for
 	// DefaultBackoff.
 	Backoff Backoff
@@ -222,7 +225,7 @@ func (c *Client) hello() *dataplanev1.Hello {
 	hello := &dataplanev1.Hello{
 		NodeName:      c.options.Node,
 		AgentVersion:  c.options.Version,
-		Types:         supported,
+		Types:         c.options.types(),
 		Epoch:         meta.Epoch,
 		DataplaneMode: dataplanev1.DataplaneMode_DATAPLANE_MODE_BPF,
 		InstanceId:    c.instance,
@@ -253,6 +256,20 @@ var supported = func() []*dataplanev1.TypeSupport {
 	}
 	return list
 }()
+
+// types are the announced ones.
+func (o Options) types() []*dataplanev1.TypeSupport {
+	if len(o.Types) == 0 {
+		return supported
+	}
+	var list []*dataplanev1.TypeSupport
+	for _, s := range supported {
+		if slices.Contains(o.Types, s.GetType()) {
+			list = append(list, s)
+		}
+	}
+	return list
+}
 
 // isEnd tells whether the error is an orderly end of a stream.
 func isEnd(err error) bool { return status.Code(err) == codes.Canceled }

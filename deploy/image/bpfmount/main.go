@@ -2,7 +2,8 @@
 
 // Command bpfmount mounts the BPF filesystem at a directory unless one is
 // mounted there. The agent's init container runs it, so that the agent itself
-// needs no right to mount.
+// needs no right to mount. Where it cannot, it says so and lets the agent begin
+// all the same, which tells it to everybody who asks and waits until it is mended.
 package main
 
 import (
@@ -21,7 +22,6 @@ func main() {
 	}
 	if err := mount(os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "bpfmount:", err)
-		os.Exit(1)
 	}
 }
 
