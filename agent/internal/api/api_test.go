@@ -109,7 +109,7 @@ func serve(t *testing.T, p *plane) (*grpc.ClientConn, *fakes, *Serving) {
 	store.Apply(b)
 	socket := filepath.Join(t.TempDir(), "s")
 	s := &Server{Node: "n1", Version: "v", Store: store, Dataplane: p, Applier: f, Stream: stream{}, Problems: func() []string { return []string{"p"} }}
-	serving, err := Serve(s, socket, "127.0.0.1:0", nil, func(err error) { t.Error(err) })
+	serving, err := Serve(s, socket, "127.0.0.1:0", nil, nil, func(err error) { t.Error(err) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,11 +255,11 @@ func TestSocket(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	fail := func(err error) { t.Error(err) }
-	if _, err := Serve(&Server{}, socket, "", nil, fail); err == nil {
+	if _, err := Serve(&Server{}, socket, "", nil, nil, fail); err == nil {
 		t.Fatal("took a socket that somebody serves")
 	}
 	l.Close()
-	s, err := Serve(&Server{}, socket, "", nil, fail)
+	s, err := Serve(&Server{}, socket, "", nil, nil, fail)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@
 package api
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -15,9 +16,14 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/millrace-project/millrace/agent/internal/identity"
 	"github.com/millrace-project/millrace/agent/internal/transport"
+	"github.com/millrace-project/millrace/proto/access"
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 )
+
+// Denied is told of a call that was refused before it reached its RPC.
+type Denied = func(ctx context.Context, method string, caller access.Caller, err error)
 
 // Serving is the API being served.
 type Serving struct {
@@ -29,12 +35,15 @@ type Serving struct {
 }
 
 // Serve serves on a unix socket and on a TCP address, each if not empty; config
-// nil means plaintext on the latter. failed is told when serving ends by itself.
-func Serve(s *Server, socket, address string, config *tls.Config, failed func(error)) (*Serving, error) {
+// nil means plaintext on the latter, where everybody is then taken for an
+// operator. denied is told of refused calls, failed when serving ends by itself.
+func Serve(s *Server, socket, address string, config *tls.Config, denied Denied, failed func(error)) (*Serving, error) {
 	serving := &Serving{Health: health.NewServer()}
+	local := access.Local()
+	local.Denied = denied
 	serving.SetServing(false)
-	start := func(listener net.Listener, options ...grpc.ServerOption) {
-		server := grpc.NewServer(options...)
+	start := func(listener net.Listener, gate *access.Gate, options ...grpc.ServerOption) {
+		server := grpc.NewServer(append(gate.Options(), options...)...)
 		agentv1.RegisterAgentServiceServer(server, s)
 		healthv1.RegisterHealthServer(server, serving.Health)
 		reflection.Register(server)
@@ -52,7 +61,7 @@ func Serve(s *Server, socket, address string, config *tls.Config, failed func(er
 		if err != nil {
 			return nil, err
 		}
-		start(listener)
+		start(listener, local)
 	}
 	if address != "" {
 		listener, err := net.Listen("tcp", address)
@@ -60,11 +69,11 @@ func Serve(s *Server, socket, address string, config *tls.Config, failed func(er
 			serving.Stop()
 			return nil, fmt.Errorf("listen: %w", err)
 		}
-		var options []grpc.ServerOption
-		if config != nil {
-			options = append(options, grpc.Creds(credentials.NewTLS(config)))
+		if config == nil {
+			start(listener, local)
+		} else {
+			start(listener, identity.Gate(denied), grpc.Creds(credentials.NewTLS(config)))
 		}
-		start(listener, options...)
 	}
 	return serving, nil
 }

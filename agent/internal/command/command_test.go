@@ -38,6 +38,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"--calculator=192.0.2.1:7700"}, []string{"--calculator", "--tls-ca", "--insecure"}},
 		{[]string{"--listen=0.0.0.0:1"}, []string{"--listen", "--tls-cert", "--insecure"}},
 		{[]string{"--metrics-listen=:1"}, []string{"--metrics-listen", "--tls-cert", "--insecure"}},
+		{[]string{"--listen=127.0.0.1:1"}, []string{"--listen", "--tls-cert", "--insecure"}},
+		{[]string{"--token-file=relative"}, []string{"--token-file", "absolute"}},
 		{[]string{"--listen=nonsense"}, []string{"--listen", "HOST:PORT"}},
 		{[]string{"--socket=relative"}, []string{"--socket", "absolute"}},
 		{[]string{"--bpf-dir=relative"}, []string{"--bpf-dir", "absolute"}},

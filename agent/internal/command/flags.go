@@ -36,6 +36,7 @@ type options struct {
 	listen        string
 	metricsListen string
 	tls           transport.TLS
+	tokenFile     string
 	snatPorts     string
 	uplinkExclude []string
 	fastPath      bool
@@ -67,7 +68,8 @@ func (o *options) register(flags *pflag.FlagSet) {
 	o.registerFallback(flags)
 	flags.StringVar(&o.cgroupRoot, "cgroup-root", "/sys/fs/cgroup", "directory of the cgroup v2 hierarchy below which this node's processes are")
 	flags.StringVar(&o.listenUnix, "socket", "/run/millrace/agent.sock", "path of the unix socket to serve on, in plaintext; empty for none")
-	flags.StringVar(&o.listen, "listen", "127.0.0.1:7701", "HOST:PORT to serve gRPC on; empty for none")
+	flags.StringVar(&o.listen, "listen", "", "HOST:PORT to serve gRPC on too, with TLS; empty for none")
+	flags.StringVar(&o.tokenFile, "token-file", "", "file of the service account's token to show calculators over TLS; read anew for each stream; empty for none")
 	flags.StringVar(&o.metricsListen, "metrics-listen", "127.0.0.1:9701", "HOST:PORT to serve /metrics, /healthz and /readyz on; empty for none")
 	flags.StringVar(&o.tls.Cert, "tls-cert", "", "file of the certificate to serve with, and to show calculators, PEM; turns TLS on for --listen and --metrics-listen")
 	flags.StringVar(&o.tls.Key, "tls-key", "", "file of the key of --tls-cert, PEM")
@@ -162,6 +164,9 @@ func (o *options) check() (*settings, error) {
 	if o.listenUnix != "" && !filepath.IsAbs(o.listenUnix) {
 		return nil, fmt.Errorf("--socket: %q must be an absolute path or empty", o.listenUnix)
 	}
+	if o.tokenFile != "" && !filepath.IsAbs(o.tokenFile) {
+		return nil, fmt.Errorf("--token-file: %q must be an absolute path or empty", o.tokenFile)
+	}
 	if err := o.leaveUnused(&mbpf.Options{}); err != nil {
 		return nil, err
 	}
@@ -186,6 +191,11 @@ func (o *options) check() (*settings, error) {
 		if _, err := o.tls.Server(flag, address); err != nil {
 			return nil, err
 		}
+	}
+	if o.listen != "" && o.tls.Cert == "" && !o.tls.Insecure {
+		// Whoever can open the socket may change the node, so root can; on a
+		// port that would be every process.
+		return nil, fmt.Errorf("--listen: %q: give --tls-cert and --tls-key, or --insecure to let everybody who reaches it in", o.listen)
 	}
 	if _, err := interfaces.NewClassifier(o.uplinkExclude); err != nil {
 		return nil, fmt.Errorf("--uplink-exclude: %w", err)

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
 	"github.com/millrace-project/millrace/agent/internal/held"
+	"github.com/millrace-project/millrace/agent/internal/identity"
 	"github.com/millrace-project/millrace/agent/internal/interfaces"
 	"github.com/millrace-project/millrace/agent/internal/metrics"
 	"github.com/millrace-project/millrace/agent/internal/netfilter"
@@ -63,6 +65,7 @@ type agent struct {
 	sweeper *conntrack.Sweeper
 	grower  *conntrack.Grower
 	serving *api.Serving
+	token   *identity.TokenFile // nil if none is shown
 
 	mu       sync.Mutex
 	problems []string
@@ -78,7 +81,7 @@ func (a *agent) problem(format string, args ...any) {
 func (a *agent) listProblems() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	all := append(a.grower.Problems(), a.problems...)
+	all := slices.Concat(a.grower.Problems(), a.problems, a.tokenProblems())
 	if a.past != "" {
 		all = append(all, a.past)
 	}
@@ -213,7 +216,7 @@ func (a *agent) serve(ctx context.Context, version string) error {
 	if err != nil {
 		return err
 	}
-	a.client = syncclient.New(syncclient.Options{Node: a.node, Version: version, Targets: targets},
+	a.client = syncclient.New(syncclient.Options{Node: a.node, Version: version, Targets: targets, Token: a.showToken()},
 		a.store, a.applier, a.metrics, a.log)
 	server := &api.Server{
 		Node: a.node, Version: version, Started: time.Now(), Store: a.store, Dataplane: a.plane,
@@ -223,7 +226,7 @@ func (a *agent) serve(ctx context.Context, version string) error {
 	if err != nil {
 		return err
 	}
-	if a.serving, err = api.Serve(server, a.listenUnix, a.listen, config, func(err error) { cancel(err) }); err != nil {
+	if a.serving, err = api.Serve(server, a.listenUnix, a.listen, config, a.denied, func(err error) { cancel(err) }); err != nil {
 		return err
 	}
 	defer a.serving.Stop()

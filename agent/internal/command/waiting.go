@@ -110,7 +110,7 @@ func (s *settings) startWaiting(ctx context.Context, cancel context.CancelCauseF
 	}
 	// One small resource is the least that a stream is for; what a node is to
 	// have is of no use here.
-	client := syncclient.New(syncclient.Options{Node: s.node, Version: version, Targets: targets,
+	client := syncclient.New(syncclient.Options{Node: s.node, Version: version, Targets: targets, Token: a.showToken(),
 		Types: []dataplanev1.ResourceType{dataplanev1.ResourceType_RESOURCE_TYPE_NODE_CONFIG}}, store, w.applier, a.metrics, log)
 	config, err := a.tlsFor("--listen", s.listen)
 	if err != nil {
@@ -118,8 +118,8 @@ func (s *settings) startWaiting(ctx context.Context, cancel context.CancelCauseF
 	}
 	serving, err := api.Serve(&api.Server{
 		Node: s.node, Version: version, Started: time.Now(), Store: store, Dataplane: w.plane,
-		Applier: w.applier, Stream: client, Problems: func() []string { return nil },
-	}, s.listenUnix, s.listen, config, func(err error) { cancel(err) })
+		Applier: w.applier, Stream: client, Problems: a.tokenProblems,
+	}, s.listenUnix, s.listen, config, a.denied, func(err error) { cancel(err) })
 	if err != nil {
 		return nil, err
 	}

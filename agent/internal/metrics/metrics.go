@@ -37,6 +37,7 @@ type Metrics struct {
 	StaleUDP           prometheus.Counter
 	MapGrowths         *prometheus.CounterVec // map
 	MovedEntries       *prometheus.CounterVec // map
+	DeniedCalls        *prometheus.CounterVec // method, reason
 }
 
 // New returns all instruments, registered.
@@ -86,6 +87,9 @@ func New(version string) *Metrics {
 	}
 	m.MapGrowths = counters("map_growths_total", "Times that a BPF map was replaced by a larger one under traffic.", "map")
 	m.MovedEntries = counters("map_moved_entries_total", "Entries that moved to the larger BPF map that took the place of theirs.", "map")
+	m.DeniedCalls = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: prefix + "denied_calls_total", Help: "Calls of this agent's API that were refused before they reached their RPC.",
+	}, []string{"method", "reason"})
 	m.ResourceErrors = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: prefix + "resource_errors", Help: "Errors of resources that could not be programmed, by reason.",
 	}, []string{"reason"})
@@ -93,7 +97,7 @@ func New(version string) *Metrics {
 		Name: prefix + "build_info", Help: "1; the labels tell what was built.",
 	}, []string{"version", "go_version"})
 	build.WithLabelValues(version, runtime.Version()).Set(1)
-	r.MustRegister(m.ResourceErrors, build, collectors.NewGoCollector(),
+	r.MustRegister(m.ResourceErrors, m.DeniedCalls, build, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -70,6 +70,8 @@ type Options struct {
 	Targets []Target
 	// Types to announce; all that this agent understands if empty.
 	Types []dataplanev1.ResourceType
+	// Token is shown to calculators that are dialled with TLS. It may be nil.
+	Token credentials.PerRPCCredentials
 	// Backoff bounds the waits between rounds over all targets. Zero stands for
 	// DefaultBackoff.
 	Backoff Backoff
@@ -198,15 +200,19 @@ func refuse(reason, format string, args ...any) error {
 func (c *Client) stream(ctx context.Context, target Target) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	conn, err := grpc.NewClient(target.Dial,
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(target.Credentials),
-		grpc.WithUserAgent("millrace-agent/"+c.options.Version),
+		grpc.WithUserAgent("millrace-agent/" + c.options.Version),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: connectTimeout}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingTime, Timeout: pingTimeout}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		// Trying again is Run's: it tries another calculator first.
 		grpc.WithDisableRetry(),
-	)
+	}
+	if c.options.Token != nil && target.Credentials.Info().SecurityProtocol == "tls" {
+		options = append(options, grpc.WithPerRPCCredentials(c.options.Token))
+	}
+	conn, err := grpc.NewClient(target.Dial, options...)
 	if err != nil {
 		return fmt.Errorf("dial: %w", err)
 	}

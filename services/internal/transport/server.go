@@ -34,7 +34,7 @@ type ServerFlags struct {
 func (f *ServerFlags) Register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.CertFile, "tls-cert", "", "file of the server's certificate chain, PEM; turns TLS on, with --tls-key")
 	flags.StringVar(&f.KeyFile, "tls-key", "", "file of the key of --tls-cert, PEM")
-	flags.StringVar(&f.ClientCAFile, "tls-client-ca", "", "file of the CA certificates that clients' certificates must come from, PEM; makes TLS mutual, and a client whose certificate is of system:node:NAME can be no other node")
+	flags.StringVar(&f.ClientCAFile, "tls-client-ca", "", "file of the CA certificates that clients' certificates must come from, PEM; one of system:node:NAME is that node's agent's, others are users'; clients without one need a token")
 	flags.BoolVar(&f.Insecure, "insecure", false, "allow plaintext on --listen although others can listen in")
 }
 
@@ -85,7 +85,8 @@ func (f *ServerFlags) credentials(certificate func() (*tls.Certificate, error)) 
 		if !config.ClientCAs.AppendCertsFromPEM(pem) {
 			return nil, fmt.Errorf("--tls-client-ca: %s holds no certificate in PEM form", f.ClientCAFile)
 		}
-		config.ClientAuth = tls.RequireAndVerifyClientCert
+		// Others show a token.
+		config.ClientAuth = tls.VerifyClientCertIfGiven
 	}
 	return credentials.NewTLS(config), nil
 }

@@ -96,7 +96,7 @@ func (a *bareAgent) connect(ctx context.Context, f *fixture, c *calculator, hell
 
 // try opens a stream, takes the first batch and acknowledges it.
 func (a *bareAgent) try(ctx context.Context, f *fixture, c *calculator, hello *dataplanev1.Hello) error {
-	certificate, err := tls.LoadX509KeyPair(f.certs.cert, f.certs.key)
+	certificate, err := f.certs.of(hello.GetNodeName())
 	if err != nil {
 		return err
 	}

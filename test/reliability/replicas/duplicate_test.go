@@ -26,7 +26,7 @@ func testDuplicate(t *testing.T, f *fixture) {
 		t.Fatal(err)
 	}
 	second, err := f.StartAgent(f.Nodes[1], testbed.AgentOptions{Binaries: binaries, Calculators: []string{meeting.addresses[1]},
-		Args: append(f.agentArgs(), "--node-name", f.Nodes[0].Name)})
+		Args: append(f.agentArgs(t, f.Nodes[0]), "--node-name", f.Nodes[0].Name)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ const (
 type fixture struct {
 	*testbed.Cluster
 	plane       *controlplane.ControlPlane
-	certs       certificates
+	certs       *certificates
 	kubeconfig  string
 	calculators [2]*calculator
 	agents      []*testbed.Agent
@@ -115,7 +115,7 @@ func startFixture(t *testing.T) *fixture {
 		c.waitSynced(ctx, t)
 	}
 	for i, node := range f.Nodes {
-		options := testbed.AgentOptions{Binaries: binaries, Args: f.agentArgs()}
+		options := testbed.AgentOptions{Binaries: binaries, Args: f.agentArgs(t, node)}
 		for _, c := range f.calculators {
 			options.Calculators = append(options.Calculators, c.addresses[i])
 		}
@@ -148,8 +148,10 @@ func (f *fixture) waitInSync(ctx context.Context, t *testing.T) {
 	}
 }
 
-func (f *fixture) agentArgs() []string {
-	return []string{"--tls-ca", f.certs.ca, "--tls-cert", f.certs.cert, "--tls-key", f.certs.key, "--max-backends", "131072"}
+func (f *fixture) agentArgs(t *testing.T, node *testbed.Node) []string {
+	t.Helper()
+	cert, key := f.certs.files(t, node.Name)
+	return []string{"--tls-ca", f.certs.ca, "--tls-cert", cert, "--tls-key", key, "--max-backends", "131072"}
 }
 
 func (f *fixture) close(t *testing.T) { harness.Close(t, f.Cluster, f.plane.Stop) }

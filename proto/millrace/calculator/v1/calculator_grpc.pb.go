@@ -31,6 +31,10 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // CalculatorService answers questions about a calculator and its nodes.
+//
+// Errors of all its RPCs: UNAUTHENTICATED, PERMISSION_DENIED and UNAVAILABLE
+// with an ErrorInfo of domain "millrace.access" if the caller may not
+// (docs/security.md).
 type CalculatorServiceClient interface {
 	// GetStatus tells what the calculator reads and what is wrong with it.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
@@ -93,6 +97,10 @@ type CalculatorService_DumpNodeClient = grpc.ServerStreamingClient[DumpNodeRespo
 // for forward compatibility.
 //
 // CalculatorService answers questions about a calculator and its nodes.
+//
+// Errors of all its RPCs: UNAUTHENTICATED, PERMISSION_DENIED and UNAVAILABLE
+// with an ErrorInfo of domain "millrace.access" if the caller may not
+// (docs/security.md).
 type CalculatorServiceServer interface {
 	// GetStatus tells what the calculator reads and what is wrong with it.
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)

@@ -53,7 +53,14 @@ type SyncServiceClient interface {
 	// UNAVAILABLE with reason STALLED (the agent did not read for too long),
 	// ABORTED with reason REPLACED (a newer stream of the node took over), and
 	// ALREADY_EXISTS with reason DUPLICATE_NODE and a RetryInfo (another agent,
-	// which is connected, has this node's name).
+	// which is connected, has this node's name). Before that, with an ErrorInfo of
+	// domain "millrace.access": UNAUTHENTICATED (NO_CREDENTIAL, TOKEN_MALFORMED,
+	// TOKEN_EXPIRED, FOREIGN_AUDIENCE, TOKEN_REJECTED, NO_REVIEWER: nothing was
+	// shown that says which node's agent it is), PERMISSION_DENIED
+	// (FOREIGN_ACCOUNT: the account is not the agents'; TOKEN_UNBOUND: it is, but
+	// bound to no pod on a node; FOREIGN_NODE: hello.node_name is another node
+	// than the credential's) and UNAVAILABLE with a RetryInfo (REVIEW_FAILED,
+	// REVIEW_BUSY: nobody could be asked whose the credential is).
 	Sync(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SyncRequest, SyncResponse], error)
 }
 
@@ -107,7 +114,14 @@ type SyncServiceServer interface {
 	// UNAVAILABLE with reason STALLED (the agent did not read for too long),
 	// ABORTED with reason REPLACED (a newer stream of the node took over), and
 	// ALREADY_EXISTS with reason DUPLICATE_NODE and a RetryInfo (another agent,
-	// which is connected, has this node's name).
+	// which is connected, has this node's name). Before that, with an ErrorInfo of
+	// domain "millrace.access": UNAUTHENTICATED (NO_CREDENTIAL, TOKEN_MALFORMED,
+	// TOKEN_EXPIRED, FOREIGN_AUDIENCE, TOKEN_REJECTED, NO_REVIEWER: nothing was
+	// shown that says which node's agent it is), PERMISSION_DENIED
+	// (FOREIGN_ACCOUNT: the account is not the agents'; TOKEN_UNBOUND: it is, but
+	// bound to no pod on a node; FOREIGN_NODE: hello.node_name is another node
+	// than the credential's) and UNAVAILABLE with a RetryInfo (REVIEW_FAILED,
+	// REVIEW_BUSY: nobody could be asked whose the credential is).
 	Sync(grpc.BidiStreamingServer[SyncRequest, SyncResponse]) error
 	mustEmbedUnimplementedSyncServiceServer()
 }

@@ -43,6 +43,7 @@ type options struct {
 	certificate certificate                      // of the calculators' own authority
 	level       zapcore.Level                    // of logLevel
 	credentials credentials.TransportCredentials // of listen and tls
+	callers     callerFlags
 }
 
 // What may be given to --source and --log-format.
@@ -61,6 +62,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.pprof, "pprof", false, "serve /debug/pprof on --metrics-listen")
 	o.tls.Register(flags)
 	o.trust.Register(flags)
+	o.callers.register(flags)
 	flags.StringVar(&o.logLevel, "log-level", "info", "least level to log: debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "json", "json or console")
 	flags.DurationVar(&o.maxConnectionAge, "max-connection-age", time.Hour, "ask an agent to connect anew, perhaps to another calculator, after about this time; 0 for never")
@@ -114,6 +116,9 @@ func (o *options) validate(cmd *cobra.Command) error {
 	if o.listen != "" {
 		var err error
 		if o.credentials, err = o.tls.Credentials(o.listen); err != nil {
+			return err
+		}
+		if err := o.callers.check(o); err != nil {
 			return err
 		}
 	}

@@ -142,7 +142,11 @@ func build(o *options, log *zap.Logger) (*calculator, error) {
 	if c.trust != nil {
 		answers.Trust = c.trust.Status
 	}
-	c.servers = newServers(o, c.sync, answers)
+	callers, err := c.newAuthenticator(config, log.Named("auth"))
+	if err != nil {
+		return nil, err
+	}
+	c.servers = newServers(o, callers, c.sync, answers)
 	return c, nil
 }
 

@@ -31,6 +31,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/millrace-project/millrace/proto/access"
 	calculatorv1 "github.com/millrace-project/millrace/proto/millrace/calculator/v1"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 	"github.com/millrace-project/millrace/services/calculator/internal/command"
@@ -360,11 +361,8 @@ func TestMutualTLSDecidesTheNode(t *testing.T) {
 	}
 	n1, n2 := a.issue("n1", "system:node:n1"), a.issue("n2", "system:node:n2")
 	shared := a.issue("shared", "millrace-agent")
-	if err := try(&shared, "n1"); err != nil {
-		t.Errorf("with a certificate that all agents share, n1: %v", err)
-	}
-	if err := try(&shared, ""); status.Code(err) != codes.InvalidArgument {
-		t.Errorf("with a certificate that all agents share, nobody: %v, want InvalidArgument", err)
+	if err := try(&shared, "n1"); access.ReasonOf(err) != access.ReasonForeignAccount {
+		t.Errorf("with a certificate of no node, n1: %v, want reason %s", err, access.ReasonForeignAccount)
 	}
 	for _, node := range []string{"n1", ""} {
 		if err := try(&n1, node); err != nil {
@@ -374,7 +372,18 @@ func TestMutualTLSDecidesTheNode(t *testing.T) {
 	if err := try(&n2, "n1"); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "hello.node_name") {
 		t.Errorf("n2 as n1: %v, want PermissionDenied naming hello.node_name", err)
 	}
-	if err := try(nil, "n1"); status.Code(err) != codes.Unavailable {
-		t.Errorf("without a certificate: %v, want Unavailable", err)
+	if err := try(nil, "n1"); status.Code(err) != codes.Unauthenticated || access.ReasonOf(err) != access.ReasonNoCredential {
+		t.Errorf("without a certificate: %v, want Unauthenticated, reason %s", err, access.ReasonNoCredential)
+	}
+	// Who has a certificate of the operator's CA may read; there is nobody else
+	// to ask.
+	config := &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{shared}}
+	if _, err := calculatorv1.NewCalculatorServiceClient(dial(t, address, credentials.NewTLS(config))).GetStatus(ctx, &calculatorv1.GetStatusRequest{}); err != nil {
+		t.Errorf("reading with a certificate of no node: %v", err)
+	}
+	config = &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{n1}}
+	_, err := calculatorv1.NewCalculatorServiceClient(dial(t, address, credentials.NewTLS(config))).GetStatus(ctx, &calculatorv1.GetStatusRequest{})
+	if access.ReasonOf(err) != access.ReasonNotAllowed {
+		t.Errorf("an agent asks for the calculator's status: %v, want reason %s", err, access.ReasonNotAllowed)
 	}
 }

@@ -22,9 +22,11 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/millrace-project/millrace/proto/access"
 	calculatorv1 "github.com/millrace-project/millrace/proto/millrace/calculator/v1"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 	"github.com/millrace-project/millrace/services/calculator/internal/api"
+	"github.com/millrace-project/millrace/services/calculator/internal/auth"
 	"github.com/millrace-project/millrace/services/calculator/internal/publish"
 )
 
@@ -48,14 +50,14 @@ const (
 	minClientPing = 5 * time.Second
 )
 
-func newServers(o *options, sync *publish.Service, calculator *api.Service) *servers {
+func newServers(o *options, callers *auth.Authenticator, sync *publish.Service, calculator *api.Service) *servers {
 	s := &servers{health: health.NewServer()}
 	// Agents are served once the source has been read in whole; questions are
 	// answered from the start.
 	s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
 	s.health.SetServingStatus(dataplanev1.SyncService_ServiceDesc.ServiceName, healthv1.HealthCheckResponse_NOT_SERVING)
 	s.health.SetServingStatus(calculatorv1.CalculatorService_ServiceDesc.ServiceName, healthv1.HealthCheckResponse_SERVING)
-	build := func(creds credentials.TransportCredentials) *grpc.Server {
+	build := func(creds credentials.TransportCredentials, gate *access.Gate) *grpc.Server {
 		parameters := keepalive.ServerParameters{Time: deadAfter, Timeout: deadTimeout}
 		if o.maxConnectionAge > 0 {
 			// Agents are asked by the stream itself, which leaves them time to
@@ -63,14 +65,14 @@ func newServers(o *options, sync *publish.Service, calculator *api.Service) *ser
 			parameters.MaxConnectionAge = 2 * o.maxConnectionAge
 			parameters.MaxConnectionAgeGrace = o.maxConnectionAgeGrace
 		}
-		server := grpc.NewServer(
+		server := grpc.NewServer(append(gate.Options(),
 			grpc.Creds(creds),
 			grpc.ForceServerCodecV2(publish.Codec()),
 			// A handshake that hangs would hold up stopping.
 			grpc.ConnectionTimeout(handshakeTimeout),
 			grpc.KeepaliveParams(parameters),
 			grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
-		)
+		)...)
 		dataplanev1.RegisterSyncServiceServer(server, sync)
 		calculatorv1.RegisterCalculatorServiceServer(server, calculator)
 		healthv1.RegisterHealthServer(server, s.health)
@@ -79,10 +81,10 @@ func newServers(o *options, sync *publish.Service, calculator *api.Service) *ser
 		return server
 	}
 	if o.listen != "" {
-		s.tcp = build(o.credentials)
+		s.tcp = build(o.credentials, o.gate(callers))
 	}
 	if o.socket != "" {
-		s.unix = build(insecure.NewCredentials())
+		s.unix = build(insecure.NewCredentials(), callers.Local())
 	}
 	return s
 }

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/millrace-project/millrace/proto/access"
 	"github.com/millrace-project/millrace/proto/digest"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 	"github.com/millrace-project/millrace/services/calculator/internal/publish"
@@ -57,7 +58,7 @@ func newCalculator(t *testing.T, options publish.Options) *calculator {
 		options.Schemas[kind] = 1
 	}
 	c.service = publish.NewService(c.publisher, options)
-	server := grpc.NewServer(grpc.ForceServerCodecV2(publish.Codec()))
+	server := grpc.NewServer(append(access.Local().Options(), grpc.ForceServerCodecV2(publish.Codec()))...)
 	dataplanev1.RegisterSyncServiceServer(server, c.service)
 	go server.Serve(c.listener) //nolint:errcheck // ends with Stop
 	t.Cleanup(server.Stop)

@@ -8,10 +8,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/millrace-project/millrace/proto/access"
 	"github.com/millrace-project/millrace/proto/digest"
 	"github.com/millrace-project/millrace/proto/epoch"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
@@ -147,29 +146,17 @@ func unknownNode(node string) error {
 	return refusal(codes.NotFound, ReasonUnknownNode, "the cluster has no node %q", node)
 }
 
-// nodeUserPrefix is what Kubernetes puts before a node's name in the subject
-// of its certificate.
-const nodeUserPrefix = "system:node:"
-
-// authorize returns the name of the node. If the agent has shown a certificate
-// that was verified and is a node's, its name decides. A certificate that all
-// agents share names no node; then the agent is believed.
+// authorize returns the name of the node: of an agent the one that its credential
+// is of. An operator is believed.
 func (st *stream) authorize(claimed string) (string, error) {
-	if p, ok := peer.FromContext(st.context()); ok {
-		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(info.State.VerifiedChains) > 0 {
-			if node, ok := strings.CutPrefix(info.State.VerifiedChains[0][0].Subject.CommonName, nodeUserPrefix); ok {
-				if claimed != "" && claimed != node {
-					return "", refusal(codes.PermissionDenied, ReasonWrongNode,
-						"field hello.node_name: %q, but the certificate is of node %q", claimed, node)
-				}
-				claimed = node
-			}
-		}
+	node, err := access.NodeOf(st.context(), claimed)
+	if err != nil {
+		return "", err
 	}
-	if claimed == "" {
+	if node == "" {
 		return "", refusal(codes.InvalidArgument, ReasonMalformed, "field hello.node_name: must not be empty")
 	}
-	return claimed, nil
+	return node, nil
 }
 
 func (st *stream) welcome() error {

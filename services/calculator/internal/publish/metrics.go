@@ -5,6 +5,7 @@ package publish
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millrace-project/millrace/proto/access"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
@@ -57,7 +58,7 @@ func newMetrics(registry prometheus.Registerer, service *Service) *metrics {
 		opened: counter("streams_opened_total", "Streams that agents opened."),
 		ended: counters("streams_ended_total", "Streams that ended, by reason of refusal or gRPC code.", "reason",
 			ReasonNotSynced, ReasonBehindPosition, ReasonWrongEpoch, ReasonUnknownNode, ReasonReplaced, ReasonDraining,
-			ReasonMalformed, ReasonUnknownMessage, ReasonWrongNode, ReasonBusy, ReasonStalled, ReasonConnectionAge,
+			ReasonMalformed, ReasonUnknownMessage, access.ReasonForeignNode, ReasonBusy, ReasonStalled, ReasonConnectionAge,
 			ReasonDuplicateNode),
 		batches: counters("batches_sent_total", "Batches sent, by how they came about.", "kind",
 			batchJoin, batchResume, batchShared, batchCatchUp),

@@ -35,8 +35,6 @@ const (
 	// ReasonUnknownMessage: the agent sent a message of a type that this
 	// calculator does not know.
 	ReasonUnknownMessage = "UNKNOWN_MESSAGE"
-	// ReasonWrongNode: the node's name differs from the credential's.
-	ReasonWrongNode = "WRONG_NODE"
 	// ReasonBusy: more agents join than are brought up at a time.
 	ReasonBusy = "BUSY"
 	// ReasonStalled: the agent did not read what was sent.

@@ -36,6 +36,7 @@ const (
 type connectionFlags struct {
 	agent, calculator      string
 	ca, cert, key, tlsName string
+	tokenFile              string
 	insecure               bool
 	timeout                time.Duration
 	agentGiven             func() bool
@@ -53,6 +54,7 @@ func (c *connectionFlags) register(flags *pflag.FlagSet, getenv func(string) str
 	flags.StringVar(&c.cert, "tls-cert", "", "file of the certificate to show the server")
 	flags.StringVar(&c.key, "tls-key", "", "file of the key of --tls-cert")
 	flags.StringVar(&c.tlsName, "tls-server-name", "", "name to expect in the server's certificate (default the host dialled)")
+	flags.StringVar(&c.tokenFile, "token-file", "", "file of a service account's token to show the server, of `kubectl create token`; needs TLS")
 	flags.BoolVar(&c.insecure, "insecure", false, "allow a connection without TLS to another machine")
 	flags.DurationVar(&c.timeout, "timeout", 30*time.Second, "give up after this time")
 	c.agentGiven = func() bool { return fromEnv || flags.Changed("agent") }
@@ -105,10 +107,23 @@ func (c *connectionFlags) dial(ctx context.Context, role, address string) (*sess
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient(grpcTarget(address),
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithNoProxy(),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+	}
+	// A unix socket is reached by those only who need no token.
+	if c.tokenFile != "" && !isUnix(address) {
+		token, err := readToken(c.tokenFile)
+		if err != nil {
+			return nil, err
+		}
+		if creds.Info().SecurityProtocol != "tls" {
+			return nil, usagef("--token-file needs TLS (--tls-ca): the token would be sent to the %s at %s in the clear", role, address)
+		}
+		options = append(options, grpc.WithPerRPCCredentials(token))
+	}
+	conn, err := grpc.NewClient(grpcTarget(address), options...)
 	if err != nil {
 		return nil, usagef("invalid address %q of the %s: %v; allowed are unix:///path and host:port", address, role, err)
 	}

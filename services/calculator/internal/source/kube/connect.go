@@ -91,6 +91,18 @@ func connect(config *rest.Config) (*connection, error) {
 	return c, nil
 }
 
+// NewClient returns a client for questions that are no watches. It does not pace
+// itself: whoever asks bounds how much is asked at a time.
+func NewClient(config *rest.Config) (kubernetes.Interface, error) {
+	own := rest.CopyConfig(config)
+	own.QPS = -1
+	c, err := connect(own)
+	if err != nil {
+		return nil, err
+	}
+	return c.Interface, nil
+}
+
 // cut closes the connections. What was asked through them fails, and what is
 // asked next connects anew.
 func (c *connection) cut() {
