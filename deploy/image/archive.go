@@ -28,12 +28,16 @@ const (
 
 // image is what to write.
 type image struct {
-	Name         string
+	Names        list
 	Architecture string
 	User         string
 	Created      time.Time
 	Labels       map[string]string
 	Programs     []string
+	// Arguments are what the entry point gets unless it is given others.
+	Arguments list
+	// Base is an archive of a root filesystem below the programs, none if empty.
+	Base string
 }
 
 // descriptor points to a blob.
@@ -74,6 +78,7 @@ type imageConfig struct {
 type runConfig struct {
 	User       string            `json:"User"`
 	Entrypoint []string          `json:"Entrypoint"`
+	Cmd        []string          `json:"Cmd,omitempty"`
 	WorkingDir string            `json:"WorkingDir"`
 	Labels     map[string]string `json:"Labels,omitempty"`
 }
@@ -117,9 +122,29 @@ func (img *image) writeFile(name string) (digest string, err error) {
 }
 
 func (img *image) write(w io.Writer) (string, error) {
-	plain, packed, err := img.layer()
+	programs, err := img.programs()
 	if err != nil {
 		return "", err
+	}
+	layers := [][]byte{programs}
+	if img.Base != "" {
+		base, err := os.ReadFile(img.Base)
+		if err != nil {
+			return "", err
+		}
+		layers = [][]byte{base, programs}
+	}
+	man := manifest{SchemaVersion: 2, MediaType: mediaManifest}
+	var blobs [][]byte
+	fs := rootFS{Type: "layers"}
+	for _, layer := range layers {
+		packed, err := pack(layer)
+		if err != nil {
+			return "", err
+		}
+		blobs = append(blobs, packed)
+		fs.DiffIDs = append(fs.DiffIDs, digestOf(layer))
+		man.Layers = append(man.Layers, describe(mediaLayer, packed))
 	}
 	created := img.Created.Format(time.RFC3339)
 	target := platform{Architecture: img.Architecture, OS: "linux"}
@@ -127,75 +152,79 @@ func (img *image) write(w io.Writer) (string, error) {
 		Created:  created,
 		platform: target,
 		Config: runConfig{
-			User: img.User, Entrypoint: []string{"/" + path.Base(img.Programs[0])}, WorkingDir: "/", Labels: img.Labels,
+			User: img.User, Entrypoint: []string{"/" + path.Base(img.Programs[0])}, Cmd: img.Arguments, WorkingDir: "/", Labels: img.Labels,
 		},
-		RootFS:  rootFS{Type: "layers", DiffIDs: []string{digestOf(plain)}},
+		RootFS:  fs,
 		History: []history{{Created: created, CreatedBy: "millrace deploy/image"}},
 	})
 	if err != nil {
 		return "", err
 	}
-	man, err := json.Marshal(manifest{
-		SchemaVersion: 2, MediaType: mediaManifest,
-		Config: describe(mediaConfig, config), Layers: []descriptor{describe(mediaLayer, packed)},
-	})
+	man.Config = describe(mediaConfig, config)
+	manJSON, err := json.Marshal(man)
 	if err != nil {
 		return "", err
 	}
-	top := describe(mediaManifest, man)
+	top := describe(mediaManifest, manJSON)
 	top.Platform = &target
-	// containerd takes the name from the first, other importers from the second.
-	top.Annotations = map[string]string{"io.containerd.image.name": img.Name, "org.opencontainers.image.ref.name": img.Name}
-	idx, err := json.Marshal(index{SchemaVersion: 2, MediaType: mediaIndex, Manifests: []descriptor{top}})
+	all := index{SchemaVersion: 2, MediaType: mediaIndex}
+	for _, name := range img.Names {
+		// containerd takes the name from the first, other importers from the second.
+		top.Annotations = map[string]string{"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
+		all.Manifests = append(all.Manifests, top)
+	}
+	idx, err := json.Marshal(all)
 	if err != nil {
 		return "", err
 	}
 	tw := tar.NewWriter(w)
-	for _, file := range []struct {
-		name    string
-		content []byte
-	}{
-		{"oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)},
-		{"index.json", idx},
-		{blobName(man), man},
-		{blobName(config), config},
-		{blobName(packed), packed},
-	} {
-		if err := img.addFile(tw, file.name, 0o644, file.content); err != nil {
+	if err := img.addFile(tw, "oci-layout", 0o644, []byte(`{"imageLayoutVersion":"1.0.0"}`)); err != nil {
+		return "", err
+	}
+	if err := img.addFile(tw, "index.json", 0o644, idx); err != nil {
+		return "", err
+	}
+	for _, blob := range append([][]byte{manJSON, config}, blobs...) {
+		if err := img.addFile(tw, blobName(blob), 0o644, blob); err != nil {
 			return "", err
 		}
 	}
 	return top.Digest, tw.Close()
 }
 
-// layer makes the root filesystem's archive, plain and compressed.
-func (img *image) layer() (plain, packed []byte, err error) {
+// programs makes the archive of the programs.
+func (img *image) programs() ([]byte, error) {
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
 	for _, program := range img.Programs {
 		content, err := os.ReadFile(program)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if err := checkStatic(content, img.Architecture); err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", program, err)
+			return nil, fmt.Errorf("%s: %w", program, err)
 		}
 		if err := img.addFile(tw, path.Base(program), 0o755, content); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	if err := tw.Close(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	return buf.Bytes(), nil
+}
+
+// pack compresses a layer.
+func pack(layer []byte) ([]byte, error) {
 	var zipped bytes.Buffer
 	zw := gzip.NewWriter(&zipped)
-	if _, err := zw.Write(buf.Bytes()); err != nil {
-		return nil, nil, err
+	if _, err := zw.Write(layer); err != nil {
+		return nil, err
 	}
 	if err := zw.Close(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return buf.Bytes(), zipped.Bytes(), nil
+	return zipped.Bytes(), nil
 }
 
 // addFile adds a file whose header depends on nothing of the machine.

@@ -190,3 +190,48 @@ func TestRefused(t *testing.T) {
 		t.Error("an image without name and programs is no error")
 	}
 }
+
+// TestBase: programs lie above a root filesystem, and one archive gives an
+// image several names.
+func TestBase(t *testing.T) {
+	var base bytes.Buffer
+	tw := tar.NewWriter(&base)
+	if err := tw.WriteHeader(&tar.Header{Name: "bin/sh", Mode: 0o755, Size: 5}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tw.Write([]byte("shell")); err != nil {
+		t.Fatal(err)
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	basePath, out := filepath.Join(dir, "base.tar"), filepath.Join(dir, "x.tar")
+	if err := os.WriteFile(basePath, base.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	err := run([]string{"--name", "a:v1", "--name", "b:v2", "--out", out, "--created", "1700000000", "--base", basePath,
+		"--argument", "wait", buildProgram(t, runtime.GOARCH, false)}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := untar(t, bytes.NewReader(raw))
+	idx := decode[index](t, files["index.json"])
+	if len(idx.Manifests) != 2 || idx.Manifests[0].Digest != idx.Manifests[1].Digest ||
+		idx.Manifests[0].Annotations["io.containerd.image.name"] != "a:v1" || idx.Manifests[1].Annotations["io.containerd.image.name"] != "b:v2" {
+		t.Fatalf("index is %+v", idx)
+	}
+	man := decode[manifest](t, blob(t, files, idx.Manifests[0], mediaManifest))
+	config := decode[imageConfig](t, blob(t, files, man.Config, mediaConfig))
+	if !slices.Equal(config.Config.Cmd, []string{"wait"}) || len(man.Layers) != 2 || len(config.RootFS.DiffIDs) != 2 {
+		t.Fatalf("config is %+v of layers %+v", config, man.Layers)
+	}
+	// The base is the lower one, as it was.
+	if config.RootFS.DiffIDs[0] != digestOf(base.Bytes()) {
+		t.Errorf("the lower layer is %s, the base %s", config.RootFS.DiffIDs[0], digestOf(base.Bytes()))
+	}
+}
