@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// overlayDir has what is applied: deploy/ as it is in the repository, and an
+// overlay for this cluster, as an operator would write it.
+func (c *Cluster) overlayDir() string { return c.path("install", "overlays", "cluster") }
+
+// installMillrace applies the overlay.
+func (c *Cluster) installMillrace(ctx context.Context) error {
+	if err := c.writeOverlay(ctx); err != nil {
+		return fmt.Errorf("writing the overlay: %w", err)
+	}
+	if _, err := c.Kubectl(ctx, nil, "apply", "-k", c.overlayDir()); err != nil {
+		return fmt.Errorf("installing Millrace: %w", err)
+	}
+	return nil
+}
+
+func (c *Cluster) writeOverlay(ctx context.Context) error {
+	for _, part := range []string{"base", "components", "overlays"} {
+		if err := os.CopyFS(c.path("install", part), os.DirFS(filepath.Join(c.opts.Source, "deploy", part))); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(c.overlayDir(), 0o755); err != nil {
+		return err
+	}
+	if _, err := output(exec.CommandContext(ctx, filepath.Join(c.opts.Source, "deploy/dev-ca"), filepath.Join(c.overlayDir(), "ca"))); err != nil {
+		return err
+	}
+	var calculators []string
+	for _, n := range c.nodes {
+		if n.controlPlane() {
+			calculators = append(calculators, fmt.Sprintf("%s:7700", bracketed(n.Addresses()[0])))
+		}
+	}
+	overlay := strings.NewReplacer(
+		"REGISTRY", Registry, "TAG", Tag,
+		"CALCULATORS_LIST", strings.Join(calculators, ","),
+		"REPLICAS", fmt.Sprint(min(2, len(calculators))),
+		"API_SERVER", c.ControlPlaneAddress().String(),
+		"CGROUP", cgroup2Mount(),
+	).Replace(overlayText)
+	return os.WriteFile(filepath.Join(c.overlayDir(), "kustomization.yaml"), []byte(overlay), 0o644)
+}
+
+// cgroup2Mount is where nodes have the hierarchy of version 2: not at the usual
+// place if there are others of version 1.
+func cgroup2Mount() string {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return "/sys/fs/cgroup"
+	}
+	return "/sys/fs/cgroup/unified"
+}
+
+const overlayText = `# SPDX-License-Identifier: Apache-2.0
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+namespace: millrace-system
+resources:
+  - ../../base
+images:
+  - {name: millrace-agent, newName: REGISTRY/millrace-agent, newTag: TAG}
+  - {name: millrace-calculator, newName: REGISTRY/millrace-calculator, newTag: TAG}
+replicas:
+  - {name: millrace-calculator, count: REPLICAS}
+configMapGenerator:
+  - name: millrace-agent
+    behavior: merge
+    literals:
+      - CALCULATORS=CALCULATORS_LIST
+  - name: kubernetes-services-endpoint
+    literals:
+      - KUBERNETES_SERVICE_HOST=API_SERVER
+      - KUBERNETES_SERVICE_PORT=6443
+generatorOptions:
+  disableNameSuffixHash: true
+secretGenerator:
+  - name: millrace-agent-tls
+    files: [ca.crt=ca/ca.crt, tls.crt=ca/millrace-agent.crt, tls.key=ca/millrace-agent.key]
+  - name: millrace-calculator-tls
+    files: [ca.crt=ca/ca.crt, tls.crt=ca/millrace-calculator.crt, tls.key=ca/millrace-calculator.key]
+patches:
+  - target: {kind: DaemonSet, name: millrace-agent}
+    patch: |-
+      apiVersion: apps/v1
+      kind: DaemonSet
+      metadata: {name: millrace-agent}
+      spec:
+        template:
+          spec:
+            volumes:
+              - name: cgroup
+                hostPath: {path: CGROUP, type: Directory}
+`
