@@ -60,6 +60,7 @@ guest-kernels: ## Fetch the kernels that virtual machines run, as Debian's packa
 .PHONY: build
 build: ## Build static binaries into bin/
 	@$(GO_BUILD) -ldflags '$(LDFLAGS)' -o bin/millrace-agent ./agent
+	@$(GO_BUILD) -ldflags '$(LDFLAGS)' -o bin/millrace-cni ./agent/cmd/millrace-cni
 	@$(GO_BUILD) -ldflags '$(LDFLAGS)' -o bin/millrace-calculator ./services/calculator
 	@$(GO_BUILD) -ldflags '$(LDFLAGS)' -o bin/millracectl ./services/millracectl
 LDFLAGS = -s -w $(foreach m,services agent,-X $(MODULE)/$(m)/internal/buildinfo.version=$(VERSION))

@@ -38,6 +38,7 @@ var rules = []Rule{
 	// Of the agent.
 	{"/millrace.agent.v1.AgentService/GetStatus", []Kind{Reader, Operator}, Get},
 	{"/millrace.agent.v1.AgentService/ListServices", []Kind{Reader, Operator}, Get},
+	{"/millrace.agent.v1.AgentService/ListEndpoints", []Kind{Reader, Operator}, Get},
 	{"/millrace.agent.v1.AgentService/ListConntrack", []Kind{Reader, Operator}, Get},
 	{"/millrace.agent.v1.AgentService/ListMaps", []Kind{Reader, Operator}, Get},
 	{"/millrace.agent.v1.AgentService/DumpMap", []Kind{Reader, Operator}, Get},
@@ -48,6 +49,7 @@ var rules = []Rule{
 	{"/millrace.agent.v1.EndpointService/AddEndpoint", []Kind{Operator}, ""},
 	{"/millrace.agent.v1.EndpointService/DeleteEndpoint", []Kind{Operator}, ""},
 	{"/millrace.agent.v1.EndpointService/CheckEndpoint", []Kind{Operator}, ""},
+	{"/millrace.agent.v1.EndpointService/RetainEndpoints", []Kind{Operator}, ""},
 
 	// Of both. A health check tells no more than whether the process serves,
 	// which an open port tells too, and load balancers show no credential. One

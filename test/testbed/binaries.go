@@ -16,7 +16,7 @@ const BinDirVariable = "MILLRACE_BIN"
 
 // Binaries are the paths of the programs that run in a cluster.
 type Binaries struct {
-	Calculator, Agent, Ctl, Probe string
+	Calculator, Agent, Ctl, Probe, CNI string
 }
 
 // programs maps file names to packages, relative to the repository's root.
@@ -25,6 +25,7 @@ var programs = map[string]string{
 	"millrace-agent":      "agent",
 	"millracectl":         "services/millracectl",
 	"millrace-probe":      "test/cmd/millrace-probe",
+	"millrace-cni":        "agent/cmd/millrace-cni",
 }
 
 func binariesIn(dir string) Binaries {
@@ -33,6 +34,7 @@ func binariesIn(dir string) Binaries {
 		Agent:      filepath.Join(dir, "millrace-agent"),
 		Ctl:        filepath.Join(dir, "millracectl"),
 		Probe:      filepath.Join(dir, "millrace-probe"),
+		CNI:        filepath.Join(dir, "millrace-cni"),
 	}
 }
 
@@ -42,6 +44,7 @@ func (b *Binaries) byName() map[string]*string {
 		"millrace-agent":      &b.Agent,
 		"millracectl":         &b.Ctl,
 		"millrace-probe":      &b.Probe,
+		"millrace-cni":        &b.CNI,
 	}
 }
 

@@ -61,6 +61,10 @@ type Server struct {
 	Dataplane dataplane.Dataplane
 	Applier   Applier
 	Stream    Stream
+	// Endpoints is told of pods by the CNI plugin; nil for nobody.
+	Endpoints agentv1.EndpointServiceServer
+	// CNI tells of the plugin's installation; nil if the agent installs none.
+	CNI func() *agentv1.CNIState
 	// Problems are things wrong on the node that nobody else tells.
 	Problems func() []string
 }
@@ -117,6 +121,9 @@ func (s *Server) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agentv1
 		Held:      HeldCounts(s.Store),
 		Errors:    a.Errors,
 		Problems:  slices.Concat(s.Problems(), a.Problems, c.Problems),
+	}
+	if s.CNI != nil {
+		response.Cni = s.CNI()
 	}
 	if !c.ConnectTime.IsZero() {
 		response.Calculator.ConnectTime = timestamppb.New(c.ConnectTime)

@@ -36,15 +36,20 @@ type Serving struct {
 
 // Serve serves on a unix socket and on a TCP address, each if not empty; config
 // nil means plaintext on the latter, where everybody is then taken for an
-// operator. denied is told of refused calls, failed when serving ends by itself.
+// operator. EndpointService is on the socket alone: who tells of pods is on the
+// node, and root. denied is told of refused calls, failed when serving ends by
+// itself.
 func Serve(s *Server, socket, address string, config *tls.Config, denied Denied, failed func(error)) (*Serving, error) {
 	serving := &Serving{Health: health.NewServer()}
 	local := access.Local()
 	local.Denied = denied
 	serving.SetServing(false)
-	start := func(listener net.Listener, gate *access.Gate, options ...grpc.ServerOption) {
+	start := func(listener net.Listener, onSocket bool, gate *access.Gate, options ...grpc.ServerOption) {
 		server := grpc.NewServer(append(gate.Options(), options...)...)
 		agentv1.RegisterAgentServiceServer(server, s)
+		if onSocket && s.Endpoints != nil {
+			agentv1.RegisterEndpointServiceServer(server, s.Endpoints)
+		}
 		healthv1.RegisterHealthServer(server, serving.Health)
 		reflection.Register(server)
 		serving.servers = append(serving.servers, server)
@@ -61,7 +66,7 @@ func Serve(s *Server, socket, address string, config *tls.Config, denied Denied,
 		if err != nil {
 			return nil, err
 		}
-		start(listener, local)
+		start(listener, true, local)
 	}
 	if address != "" {
 		listener, err := net.Listen("tcp", address)
@@ -70,9 +75,9 @@ func Serve(s *Server, socket, address string, config *tls.Config, denied Denied,
 			return nil, fmt.Errorf("listen: %w", err)
 		}
 		if config == nil {
-			start(listener, local)
+			start(listener, false, local)
 		} else {
-			start(listener, identity.Gate(denied), grpc.Creds(credentials.NewTLS(config)))
+			start(listener, false, identity.Gate(denied), grpc.Creds(credentials.NewTLS(config)))
 		}
 	}
 	return serving, nil

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/millrace-project/millrace/agent/internal/dataplane"
+	"github.com/millrace-project/millrace/agent/internal/endpoints"
 	"github.com/millrace-project/millrace/agent/internal/held"
 	"github.com/millrace-project/millrace/agent/internal/metrics"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
@@ -212,6 +213,17 @@ func (a *Applier) call(ctx context.Context, f func(context.Context)) error {
 func (a *Applier) Refresh(ctx context.Context) error {
 	return a.call(ctx, func(c context.Context) {
 		a.last = a.plane.Refresh(c)
+		a.note()
+		a.tell()
+	})
+}
+
+// SetLocal takes in what the CNI plugin has told; the kernel follows before it
+// returns. known is asked when it is this call's turn, so that of several
+// calls the last has the newest.
+func (a *Applier) SetLocal(ctx context.Context, known func() endpoints.Known) error {
+	return a.call(ctx, func(c context.Context) {
+		a.last = a.plane.SetLocal(c, known())
 		a.note()
 		a.tell()
 	})

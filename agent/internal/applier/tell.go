@@ -77,6 +77,7 @@ func (a *Applier) tell() {
 	a.mu.Unlock()
 	report := &dataplanev1.Report{
 		AttachedEndpoints: a.last.Report.GetAttachedEndpoints(), Problems: status.Problems,
+		LocalEndpoints: a.last.Report.GetLocalEndpoints(),
 	}
 	ack := &dataplanev1.Ack{
 		ProgrammedRevision: a.revision,

@@ -4,6 +4,8 @@ package command
 
 import (
 	"context"
+	"fmt"
+	"os"
 
 	"github.com/spf13/pflag"
 
@@ -17,7 +19,7 @@ type afterCleanup struct {
 }
 
 func (c *afterCleanup) register(flags *pflag.FlagSet) {
-	flags.BoolVar(&c.removeState, "remove-state", false, "remove also the log of what calculators sent, from --state-dir and --state-fallback-dir")
+	flags.BoolVar(&c.removeState, "remove-state", false, "remove also the log of what calculators sent, and what the CNI plugin told, from --state-dir and --state-fallback-dir")
 	flags.BoolVar(&c.stay, "stay", false, "afterwards stay until told to stop, as the pods of a DaemonSet do")
 }
 
@@ -25,6 +27,9 @@ func (c *afterCleanup) register(flags *pflag.FlagSet) {
 func (c *afterCleanup) forget(o *options) error {
 	if !c.removeState {
 		return nil
+	}
+	if err := os.RemoveAll(o.endpointsDir()); err != nil {
+		return fmt.Errorf("remove what the CNI plugin told: %w", err)
 	}
 	return statelog.Remove(o.stateDir, o.fallbackLog())
 }

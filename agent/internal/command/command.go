@@ -115,7 +115,7 @@ func newCleanup() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cleanup", Short: "Detach and remove everything of this node from the kernel; run it when the agent is stopped", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.checkLog(); err != nil {
+			if err := errors.Join(o.checkLog(), o.cni.checkPaths()); err != nil {
 				return usageError{err}
 			}
 			lock, err := mbpf.LockPins(o.bpfFS, false)
@@ -124,6 +124,10 @@ func newCleanup() *cobra.Command {
 				defer lock.Close() //nolint:errcheck // it goes with the process
 			case !errors.Is(err, os.ErrNotExist):
 				return fmt.Errorf("clean up: %w", err)
+			}
+			// First of all: what comes now would wait for an agent in vain.
+			if err := o.removeCNI(cmd.OutOrStdout()); err != nil {
+				return err
 			}
 			removed, err := mbpf.Remove(o.bpfFS)
 			tracking := netfilter.Tracking{SysctlDir: o.sysctlDir, StateDir: o.stateDir}
@@ -140,6 +144,7 @@ func newCleanup() *cobra.Command {
 	}
 	o.registerPaths(cmd.Flags())
 	o.registerFallback(cmd.Flags())
+	o.cni.registerPaths(cmd.Flags())
 	after.register(cmd.Flags())
 	return cmd
 }

@@ -45,6 +45,7 @@ type options struct {
 	logFormat     string
 	sizes         struct{ frontends, backends, routes, embryonic, established, ids uint32 }
 	growth        growth
+	cni           cni
 }
 
 // register adds the flags that every subcommand has which touches the kernel.
@@ -91,6 +92,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	size(&o.sizes.established, "max-established", "established flows, per family")
 	size(&o.sizes.ids, "max-ids", "numbers of service ports")
 	o.growth.register(flags)
+	o.cni.register(flags)
 }
 
 // settings are checked options.
@@ -174,6 +176,9 @@ func (o *options) check() (*settings, error) {
 		return nil, err
 	}
 	if err := o.growth.check(); err != nil {
+		return nil, err
+	}
+	if err := o.cni.check(o.listenUnix); err != nil {
 		return nil, err
 	}
 	for _, address := range o.calculators {

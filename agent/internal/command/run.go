@@ -22,9 +22,12 @@ import (
 	"github.com/millrace-project/millrace/agent/internal/api"
 	"github.com/millrace-project/millrace/agent/internal/applier"
 	"github.com/millrace-project/millrace/agent/internal/buildinfo"
+	"github.com/millrace-project/millrace/agent/internal/cniinstall"
 	"github.com/millrace-project/millrace/agent/internal/conntrack"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
+	"github.com/millrace-project/millrace/agent/internal/endpoints"
+	"github.com/millrace-project/millrace/agent/internal/endpointserver"
 	"github.com/millrace-project/millrace/agent/internal/held"
 	"github.com/millrace-project/millrace/agent/internal/identity"
 	"github.com/millrace-project/millrace/agent/internal/interfaces"
@@ -67,6 +70,10 @@ type agent struct {
 	serving *api.Serving
 	token   *identity.TokenFile // nil if none is shown
 
+	registry  *endpoints.Registry
+	endpoints *endpointserver.Server
+	installer *cniinstall.Installer // nil if nothing is to be installed
+
 	mu       sync.Mutex
 	problems []string
 	past     string // what is left of a release before, if it is worth telling
@@ -82,6 +89,9 @@ func (a *agent) listProblems() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	all := slices.Concat(a.grower.Problems(), a.problems, a.tokenProblems())
+	if a.installer != nil {
+		all = append(all, a.installer.Problems()...)
+	}
 	if a.past != "" {
 		all = append(all, a.past)
 	}
@@ -139,6 +149,7 @@ func (a *agent) openLog() error {
 		return err
 	}
 	a.journal = journal
+	a.openEndpoints(boot)
 	if fault := journal.Fault(); fault != "" {
 		a.log.Error("state log", zap.String("fault", fault))
 	}
@@ -190,7 +201,7 @@ func (a *agent) makePlane(kernel *mbpf.Dataplane) error {
 		return err
 	}
 	a.system = bpf.NewSystem(kernel, a.bpfFS, a.cgroupRoot)
-	options := bpf.Options{Node: a.node, SNATPorts: a.snat, FastPath: a.fastPath, HostNetnsCookie: cookie,
+	options := bpf.Options{Node: a.node, SNATPorts: a.snat, FastPath: a.fastPath, HostNetnsCookie: cookie, Local: a.registry.Known(),
 		Growth:        a.growth.policy(),
 		GrowConntrack: func(name string, entries uint32) error { return a.grower.Grow(name, entries) },
 		AllowFastPath: netfilter.Tracking{SysctlDir: a.sysctlDir, StateDir: a.stateDir}.Allow}
@@ -218,9 +229,14 @@ func (a *agent) serve(ctx context.Context, version string) error {
 	}
 	a.client = syncclient.New(syncclient.Options{Node: a.node, Version: version, Targets: targets, Token: a.showToken()},
 		a.store, a.applier, a.metrics, a.log)
+	a.makeCNI()
 	server := &api.Server{
 		Node: a.node, Version: version, Started: time.Now(), Store: a.store, Dataplane: a.plane,
 		Applier: a.applier, Stream: a.client, Problems: a.listProblems,
+		Endpoints: a.endpoints,
+	}
+	if a.installer != nil {
+		server.CNI = a.installer.Proto
 	}
 	config, err := a.tlsFor("--listen", a.listen)
 	if err != nil {
@@ -313,8 +329,9 @@ func (a *agent) work(ctx context.Context, events interfaces.Events) {
 	wait.Go(func() { a.plane.EndStaleUDP(ctx, func(n int) { a.metrics.StaleUDP.Add(float64(n)) }) })
 	wait.Go(func() { a.succeed(ctx) })
 	wait.Go(func() { a.plane.Grow(ctx, a.applier.Refresh, a.grown) })
+	wait.Go(func() { a.runCNI(ctx) })
 	wait.Go(func() { a.followDevices(ctx, events.Changed) })
-	wait.Go(func() { together(ctx, events.Gone, a.plane.DevicesGone) })
+	wait.Go(func() { together(ctx, events.Gone, a.devicesGone(ctx)) })
 	<-ctx.Done()
 }
 

@@ -119,6 +119,7 @@ func (s *settings) startWaiting(ctx context.Context, cancel context.CancelCauseF
 	serving, err := api.Serve(&api.Server{
 		Node: s.node, Version: version, Started: time.Now(), Store: store, Dataplane: w.plane,
 		Applier: w.applier, Stream: client, Problems: a.tokenProblems,
+		Endpoints: &absent.EndpointService{Plane: w.plane},
 	}, s.listenUnix, s.listen, config, a.denied, func(err error) { cancel(err) })
 	if err != nil {
 		return nil, err

@@ -57,6 +57,8 @@ type Table struct {
 	// growths counts exchanges of maps: a pass that began before one may have
 	// missed what has moved since.
 	growths atomic.Uint64
+
+	ending ending
 }
 
 // New returns the table over the maps that the function tells, which may be

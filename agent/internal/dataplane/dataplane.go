@@ -7,7 +7,10 @@ package dataplane
 
 import (
 	"context"
+	"net/netip"
+	"strings"
 
+	"github.com/millrace-project/millrace/agent/internal/endpoints"
 	"github.com/millrace-project/millrace/agent/internal/held"
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
@@ -33,6 +36,32 @@ type Result struct {
 	Report *dataplanev1.Report
 }
 
+// EndpointState is a pod of this node with its device.
+type EndpointState struct {
+	// Key is "namespace/pod", and more for another interface of the same pod.
+	Key string
+	// UID and Addresses are the pod's.
+	UID       string
+	Addresses []netip.Addr
+	// Calculator tells that calculators tell of it; Local is what the CNI plugin
+	// told, nil if nothing.
+	Calculator bool
+	Local      *endpoints.Endpoint
+	// Device and Index are its device, By how it was found.
+	Device string
+	Index  uint32
+	By     string
+	// Reason and Problem tell why it has no programs; empty if it has.
+	Reason, Problem string
+}
+
+// Pod returns namespace and name of the pod.
+func (s *EndpointState) Pod() (namespace, name string) {
+	namespace, name, _ = strings.Cut(s.Key, "/")
+	name, _, _ = strings.Cut(name, "/")
+	return namespace, name
+}
+
 // Dataplane programs the kernel of one node. Calls that change it are made by
 // one goroutine, all others by any.
 type Dataplane interface {
@@ -42,6 +71,21 @@ type Dataplane interface {
 	Retry(ctx context.Context) Result
 	// Refresh looks at the node's devices, addresses and routes anew.
 	Refresh(ctx context.Context) Result
+	// SetLocal takes in everything that the CNI plugin has told of the node's pods.
+	SetLocal(ctx context.Context, known endpoints.Known) Result
+	// CalculatorUID returns the UID by which calculators know a pod of this node,
+	// empty if they do not.
+	CalculatorUID(key string) string
+	// CalculatorKnows tells whether calculators still tell of a pod that has ended.
+	CalculatorKnows(ended *endpoints.Ended) bool
+	// Endpoints calls visit with each pod of this node, by key.
+	Endpoints(visit func(EndpointState) error) error
+	// HasPrograms tells whether a device has all programs of its role, by looking at
+	// the kernel.
+	HasPrograms(index uint32) (bool, error)
+	// EndFlows ends all flows from and to addresses, which are nobody's any more,
+	// and returns how many.
+	EndFlows(addresses []netip.Addr) (int, error)
 	// DevicesGone forgets devices that were deleted.
 	DevicesGone(indexes ...uint32)
 	// State tells what is attached.

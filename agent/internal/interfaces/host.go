@@ -146,15 +146,18 @@ func (netlinkHost) portOf(bridge int, addr netip.Addr) (int, string, error) {
 			mac = n.HardwareAddr.String()
 		}
 	}
-	if mac == "" {
-		// Make the kernel ask; its answer is an event that brings us back.
+	// Make the kernel ask; the answer is an event that brings us back.
+	ask := func() error {
 		err := netlink.NeighSet(&netlink.Neigh{
 			LinkIndex: bridge, Family: family, IP: addr.AsSlice(), State: netlink.NUD_NONE, Flags: netlink.NTF_USE,
 		})
 		if err != nil {
-			return 0, "", fmt.Errorf("ask for neighbour %s: %w", addr, err)
+			return fmt.Errorf("ask for neighbour %s: %w", addr, err)
 		}
-		return 0, fmt.Sprintf("%s has not answered yet", addr), nil
+		return nil
+	}
+	if mac == "" {
+		return 0, fmt.Sprintf("%s has not answered yet", addr), ask()
 	}
 	entries, err := retryDump(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, unix.AF_BRIDGE) })
 	if err != nil {
@@ -166,5 +169,6 @@ func (netlinkHost) portOf(bridge int, addr netip.Addr) (int, string, error) {
 			return e.LinkIndex, "", nil
 		}
 	}
-	return 0, fmt.Sprintf("no port has seen %s, the hardware address of %s", mac, addr), nil
+	// A bridge forgets who is silent long before the neighbour entry goes.
+	return 0, fmt.Sprintf("no port has seen %s, the hardware address of %s", mac, addr), ask()
 }

@@ -3,8 +3,9 @@
 // Package interfaces decides which network devices get programs. It looks at
 // the namespace the agent runs in, by netlink, and keeps looking.
 //
-// The device of a pod is the one that the route to the pod's address names; if
-// that is a bridge, the port behind which the bridge has seen the address.
+// The device of a pod is the one that the CNI plugin told of. Where it did not,
+// it is the one that the route to the pod's address names; if that is a bridge,
+// the port behind which the bridge has seen the address.
 // Uplinks are what packets of others come by: every device that is up, is no
 // pod's, and has a global address or the default route, but for members of
 // bridges and bonds, bridges of pods, and what is excluded by name.
@@ -35,7 +36,18 @@ type Endpoint struct {
 	// Key is "namespace/pod".
 	Key       string
 	Addresses []netip.Addr
+	// Device and Index are its device as the CNI plugin told of it; Index is 0 if
+	// it did not.
+	Device string
+	Index  uint32
 }
+
+// How an endpoint's device was found.
+const (
+	ByCNI    = "cni"
+	ByRoute  = "route"
+	ByBridge = "bridge port"
+)
 
 // Device is a device with what was decided about it.
 type Device struct {
@@ -52,6 +64,8 @@ type State struct {
 	Devices []Device
 	// Endpoints leads from an endpoint's key to the index of its device.
 	Endpoints map[string]uint32
+	// By tells how an endpoint's device was found, by key.
+	By map[string]string
 	// Missing tells why an endpoint's device was not found, by key.
 	Missing map[string]string
 	// UplinkAddresses are the global addresses of uplinks, sorted.
@@ -104,9 +118,17 @@ func (c *Classifier) Classify(endpoints []Endpoint, podPrefixes []netip.Prefix) 
 	if err != nil {
 		return State{}, err
 	}
-	state := State{Endpoints: map[string]uint32{}, Missing: map[string]string{}}
+	state := State{Endpoints: map[string]uint32{}, By: map[string]string{}, Missing: map[string]string{}}
 	pods := map[int]string{}     // device to endpoint
 	podBridges := map[int]bool{} // bridges that pods' devices are ports of
+	// What was told comes before what was found.
+	told := func(e Endpoint) int {
+		if e.Index != 0 {
+			return 0
+		}
+		return 1
+	}
+	endpoints = slices.SortedStableFunc(slices.Values(endpoints), func(a, b Endpoint) int { return cmp.Compare(told(a), told(b)) })
 	for _, e := range endpoints {
 		index, bridge, why := c.find(links, e)
 		if why != "" {
@@ -119,6 +141,14 @@ func (c *Classifier) Classify(endpoints []Endpoint, podPrefixes []netip.Prefix) 
 		}
 		pods[index] = e.Key
 		state.Endpoints[e.Key] = uint32(index)
+		switch {
+		case e.Index != 0:
+			state.By[e.Key] = ByCNI
+		case bridge != 0:
+			state.By[e.Key] = ByBridge
+		default:
+			state.By[e.Key] = ByRoute
+		}
 		if bridge != 0 {
 			podBridges[bridge] = true
 		}
@@ -127,7 +157,7 @@ func (c *Classifier) Classify(endpoints []Endpoint, podPrefixes []netip.Prefix) 
 		l := links[index]
 		d := Device{Name: l.name, Index: uint32(index)}
 		if key, ok := pods[index]; ok {
-			d.Role, d.Endpoint, d.Reason = RolePod, key, "route to the endpoint's address"
+			d.Role, d.Endpoint, d.Reason = RolePod, key, reasons[state.By[key]]
 		} else {
 			d.Role, d.Reason = c.uplink(links, l, podBridges, podPrefixes)
 		}
@@ -143,9 +173,17 @@ func (c *Classifier) Classify(endpoints []Endpoint, podPrefixes []netip.Prefix) 
 	return state, nil
 }
 
+// reasons say for people how a pod's device was found.
+var reasons = map[string]string{
+	ByCNI: "the CNI plugin told", ByRoute: "route to the endpoint's address", ByBridge: "bridge port of the endpoint's address",
+}
+
 // find returns the index of an endpoint's device and of the bridge it is a port
 // of, or why it was not found.
 func (c *Classifier) find(links map[int]*link, e Endpoint) (index, bridge int, why string) {
+	if e.Index != 0 {
+		return findTold(links, e)
+	}
 	if len(e.Addresses) == 0 {
 		return 0, 0, "the endpoint has no address"
 	}
@@ -158,6 +196,19 @@ func (c *Classifier) find(links map[int]*link, e Endpoint) (index, bridge int, w
 		reasons = append(reasons, why)
 	}
 	return 0, 0, strings.Join(slices.Compact(reasons), "; ")
+}
+
+// findTold looks for the device that the CNI plugin told of. Indexes are used
+// again, so the name must be the same.
+func findTold(links map[int]*link, e Endpoint) (index, bridge int, why string) {
+	l := links[int(e.Index)]
+	if l == nil || l.name != e.Device {
+		return 0, 0, fmt.Sprintf("device %s (index %d), which the CNI plugin told of, is gone", e.Device, e.Index)
+	}
+	if master := links[l.masterIndex]; master != nil && master.kind == "bridge" {
+		bridge = master.index
+	}
+	return l.index, bridge, notPair(l)
 }
 
 func (c *Classifier) findBy(links map[int]*link, addr netip.Addr) (index, bridge int, why string) {

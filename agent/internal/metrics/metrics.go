@@ -35,9 +35,10 @@ type Metrics struct {
 	SweepErrors        prometheus.Counter
 	Passes             prometheus.Counter
 	StaleUDP           prometheus.Counter
-	MapGrowths         *prometheus.CounterVec // map
-	MovedEntries       *prometheus.CounterVec // map
-	DeniedCalls        *prometheus.CounterVec // method, reason
+	MapGrowths         *prometheus.CounterVec   // map
+	MovedEntries       *prometheus.CounterVec   // map
+	DeniedCalls        *prometheus.CounterVec   // method, reason
+	EndpointCalls      *prometheus.HistogramVec // call, code
 }
 
 // New returns all instruments, registered.
@@ -90,6 +91,11 @@ func New(version string) *Metrics {
 	m.DeniedCalls = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: prefix + "denied_calls_total", Help: "Calls of this agent's API that were refused before they reached their RPC.",
 	}, []string{"method", "reason"})
+	m.EndpointCalls = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: prefix + "endpoint_call_duration_seconds", Help: "Time that calls of the CNI plugin took, by call and status code.",
+		Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
+	}, []string{"call", "code"})
+	r.MustRegister(m.EndpointCalls)
 	m.ResourceErrors = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: prefix + "resource_errors", Help: "Errors of resources that could not be programmed, by reason.",
 	}, []string{"reason"})

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
+	"github.com/millrace-project/millrace/agent/internal/endpoints"
 	"github.com/millrace-project/millrace/bpf/layout"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
@@ -61,11 +62,14 @@ func (n *node) speaksFrom(f tables.Family) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// cluster is what the stream says of nodes and of this node's pods.
+// cluster is what is known of nodes and of this node's pods.
 type cluster struct {
 	self      string
 	nodes     map[string]*node
-	endpoints map[string][]netip.Addr
+	endpoints map[string]told
+	// local is what the CNI plugin told, and merged everything together.
+	local  endpoints.Known
+	merged map[string]endpoint
 }
 
 // nodeAddresses returns the addresses of all nodes.
@@ -88,7 +92,7 @@ func hostRoute(addr netip.Addr) tables.RouteKey {
 // routes returns who owns which address. devices has the devices of this node's
 // pods.
 func (c *cluster) routes(devices map[string]uint32) map[tables.RouteKey]tables.Route {
-	desired := make(map[tables.RouteKey]tables.Route, len(c.nodes)*2+len(c.endpoints))
+	desired := make(map[tables.RouteKey]tables.Route, len(c.nodes)*2+len(c.merged))
 	add := func(key tables.RouteKey, flags layout.RouteFlags, ifindex uint32) {
 		// Where several claim a prefix all that they say holds.
 		r := desired[key]
@@ -111,8 +115,8 @@ func (c *cluster) routes(devices map[string]uint32) map[tables.RouteKey]tables.R
 			add(hostRoute(addr), layout.RouteNode|local, 0)
 		}
 	}
-	for key, addresses := range c.endpoints {
-		for _, addr := range addresses {
+	for key, e := range c.merged {
+		for _, addr := range e.addresses {
 			add(hostRoute(addr), layout.RoutePod|layout.RouteLocal, devices[key])
 		}
 	}

@@ -84,6 +84,7 @@ type Growth interface {
 func (p *Plane) applyTopology(d *delta) {
 	p.again = false
 	p.problems = nil
+	p.mergeEndpoints()
 	p.lookAtDevices()
 	p.applyConfig()
 	p.applyAddresses(d)
@@ -96,15 +97,11 @@ func (p *Plane) problem(format string, args ...any) {
 }
 
 func (p *Plane) lookAtDevices() {
-	endpoints := make([]interfaces.Endpoint, 0, len(p.cluster.endpoints))
-	for _, key := range slices.Sorted(maps.Keys(p.cluster.endpoints)) {
-		endpoints = append(endpoints, interfaces.Endpoint{Key: key, Addresses: p.cluster.endpoints[key]})
-	}
 	var prefixes []netip.Prefix
 	if self := p.cluster.nodes[p.options.Node]; self != nil {
 		prefixes = self.podCIDRs
 	}
-	state, err := p.classifier.Classify(endpoints, prefixes)
+	state, err := p.classifier.Classify(p.findEndpoints(), prefixes)
 	if err != nil {
 		p.log.Error("look at the node's devices", zap.Error(err))
 		p.problem("the node's devices could not be looked at: %v", err)
@@ -229,7 +226,11 @@ func (p *Plane) nodePortAddresses() []services.NodePortAddress {
 }
 
 func (p *Plane) applyRoutes() {
-	failed := p.routes.Sync(p.cluster.routes(p.devices.Endpoints), p.inSync)
+	failed := p.routes.Sync(p.cluster.routes(p.devices.Endpoints), func(key tables.RouteKey) bool {
+		_, released := p.released.routes[key]
+		return p.inSync || released
+	})
+	maps.DeleteFunc(p.released.routes, func(key tables.RouteKey, _ struct{}) bool { return failed[key] == nil })
 	if len(failed) == 0 {
 		return
 	}
@@ -293,15 +294,23 @@ func (p *Plane) detachOthers(wanted map[uint32]interfaces.Device) {
 		exists[device.Index] = true
 	}
 	for _, index := range slices.Sorted(maps.Keys(have)) {
-		if _, ok := wanted[index]; ok || exists[index] && !p.inSync {
+		_, released := p.released.devices[index]
+		if _, ok := wanted[index]; ok || exists[index] && !p.inSync && !released {
 			continue
 		}
 		if err := p.kernel.DetachDevice(index); err != nil {
 			p.log.Error("detach programs", zap.Uint32("ifindex", index), zap.Error(err))
 			p.problem("programs of device %d could not be detached: %v", index, err)
 			p.again = true
+			continue
 		}
+		delete(p.released.devices, index)
 	}
+	maps.DeleteFunc(p.released.devices, func(index uint32, _ struct{}) bool {
+		_, attached := have[index]
+		_, ok := wanted[index]
+		return ok || !attached
+	})
 }
 
 // checkAttachments notes which attachments are gone that were made: somebody
@@ -350,7 +359,7 @@ func (p *Plane) checkAttachments() {
 const maxLost = 3
 
 func (p *Plane) endpointErrors() {
-	for key := range p.cluster.endpoints {
+	for key := range p.cluster.merged {
 		name := held.Name{Type: dataplanev1.ResourceType_RESOURCE_TYPE_ENDPOINT, Key: key}
 		if why, missing := p.devices.Missing[key]; missing {
 			p.errors.Set(name, dataplane.NewError(name, dataplane.ReasonDeviceNotFound, "addresses",

@@ -127,7 +127,7 @@ func (p *Plane) noteEndpoint(name held.Name, r *dataplanev1.Resource, d *delta) 
 			addresses = append(addresses, addr.Unmap())
 		}
 	}
-	p.cluster.endpoints[name.Key] = addresses
+	p.cluster.endpoints[name.Key] = told{uid: r.GetEndpoint().GetUid(), addresses: addresses}
 }
 
 func invalid(name held.Name, bad []fieldProblem) []*dataplanev1.ResourceError {

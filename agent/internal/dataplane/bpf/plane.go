@@ -22,6 +22,7 @@ import (
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/routes"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/services"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
+	"github.com/millrace-project/millrace/agent/internal/endpoints"
 	"github.com/millrace-project/millrace/agent/internal/held"
 	"github.com/millrace-project/millrace/agent/internal/interfaces"
 	"github.com/millrace-project/millrace/bpf/layout"
@@ -52,6 +53,8 @@ type Options struct {
 	Growth GrowthPolicy
 	// GrowConntrack replaces a map of flows by a larger one.
 	GrowConntrack func(name string, entries uint32) error
+	// Local is what the CNI plugin told before this start.
+	Local endpoints.Known
 	// HostNetnsCookie identifies the network namespace of the host.
 	HostNetnsCookie uint64
 }
@@ -102,6 +105,7 @@ type Plane struct {
 	fastPath bool // allowed when last looked at
 	devices  interfaces.State
 	attached map[uint32]string // error of the device's programs, empty if none
+	released released          // of endpoints that the CNI plugin took down
 	problems []string
 	lost     []string // problems of attachments that are gone
 	// unattached is why the programs of sockets are not attached.
@@ -138,8 +142,9 @@ func New(options Options, store *held.Store, kernel Kernel, t Tables, classifier
 ) (*Plane, error) {
 	p := &Plane{
 		options: options, store: store, tables: t, kernel: kernel, classifier: classifier, conntrack: ct, log: log, now: time.Now,
-		cluster:  cluster{self: options.Node, nodes: map[string]*node{}, endpoints: map[string][]netip.Addr{}},
+		cluster:  cluster{self: options.Node, nodes: map[string]*node{}, endpoints: map[string]told{}, local: options.Local},
 		attached: map[uint32]string{},
+		released: released{devices: map[uint32]struct{}{}, routes: map[tables.RouteKey]struct{}{}},
 		retry:    map[string]struct{}{},
 		staleUDP: make(chan struct{}, 1),
 		full:     map[string]struct{}{},
@@ -238,7 +243,14 @@ func (p *Plane) report() *dataplanev1.Report {
 			report.AttachedEndpoints = append(report.AttachedEndpoints, name.Proto())
 		}
 	}
+	p.reportLocal(report)
 	return report
+}
+
+// released is what the kernel may still hold although its endpoint is no more.
+type released struct {
+	devices map[uint32]struct{}
+	routes  map[tables.RouteKey]struct{}
 }
 
 // prune removes what is known to be stale because everything is known.

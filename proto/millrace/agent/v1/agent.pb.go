@@ -142,7 +142,9 @@ type GetStatusResponse struct {
 	// Where the agent looks for calculators, sorted by address.
 	Calculators []*KnownCalculator `protobuf:"bytes,9,rep,name=calculators,proto3" json:"calculators,omitempty"`
 	// Whom it trusts to vouch for a calculator, those valid longest first.
-	Authorities   []*TrustedAuthority `protobuf:"bytes,10,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	Authorities []*TrustedAuthority `protobuf:"bytes,10,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	// The CNI plugin's installation; unset if the agent installs none.
+	Cni           *CNIState `protobuf:"bytes,12,opt,name=cni,proto3" json:"cni,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -243,6 +245,13 @@ func (x *GetStatusResponse) GetCalculators() []*KnownCalculator {
 func (x *GetStatusResponse) GetAuthorities() []*TrustedAuthority {
 	if x != nil {
 		return x.Authorities
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetCni() *CNIState {
+	if x != nil {
+		return x.Cni
 	}
 	return nil
 }
@@ -376,6 +385,71 @@ func (x *TrustedAuthority) GetOrigins() []Origin {
 	return nil
 }
 
+// CNIState tells how container runtimes are made to call the CNI plugin.
+type CNIState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Path of the installed plugin.
+	Binary string `protobuf:"bytes,1,opt,name=binary,proto3" json:"binary,omitempty"`
+	// Path of the configuration that the plugin is chained into; empty if there
+	// is none.
+	Config string `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
+	// Why new pods are not told of by the plugin; empty if they are.
+	Problem       string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CNIState) Reset() {
+	*x = CNIState{}
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CNIState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CNIState) ProtoMessage() {}
+
+func (x *CNIState) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CNIState.ProtoReflect.Descriptor instead.
+func (*CNIState) Descriptor() ([]byte, []int) {
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *CNIState) GetBinary() string {
+	if x != nil {
+		return x.Binary
+	}
+	return ""
+}
+
+func (x *CNIState) GetConfig() string {
+	if x != nil {
+		return x.Config
+	}
+	return ""
+}
+
+func (x *CNIState) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 // CalculatorConnection tells about the stream.
 type CalculatorConnection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -412,7 +486,7 @@ type CalculatorConnection struct {
 
 func (x *CalculatorConnection) Reset() {
 	*x = CalculatorConnection{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +498,7 @@ func (x *CalculatorConnection) String() string {
 func (*CalculatorConnection) ProtoMessage() {}
 
 func (x *CalculatorConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +511,7 @@ func (x *CalculatorConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CalculatorConnection.ProtoReflect.Descriptor instead.
 func (*CalculatorConnection) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CalculatorConnection) GetAddress() string {
@@ -552,7 +626,7 @@ type DataplaneState struct {
 
 func (x *DataplaneState) Reset() {
 	*x = DataplaneState{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +638,7 @@ func (x *DataplaneState) String() string {
 func (*DataplaneState) ProtoMessage() {}
 
 func (x *DataplaneState) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +651,7 @@ func (x *DataplaneState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataplaneState.ProtoReflect.Descriptor instead.
 func (*DataplaneState) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DataplaneState) GetMode() v1.DataplaneMode {
@@ -639,7 +713,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +725,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +738,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Attachment) GetProgram() string {
@@ -714,7 +788,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -726,7 +800,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -739,7 +813,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Device) GetName() string {
@@ -798,7 +872,7 @@ type Feature struct {
 
 func (x *Feature) Reset() {
 	*x = Feature{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +884,7 @@ func (x *Feature) String() string {
 func (*Feature) ProtoMessage() {}
 
 func (x *Feature) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +897,7 @@ func (x *Feature) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Feature.ProtoReflect.Descriptor instead.
 func (*Feature) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Feature) GetName() string {
@@ -883,7 +957,7 @@ type Program struct {
 
 func (x *Program) Reset() {
 	*x = Program{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -895,7 +969,7 @@ func (x *Program) String() string {
 func (*Program) ProtoMessage() {}
 
 func (x *Program) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -908,7 +982,7 @@ func (x *Program) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Program.ProtoReflect.Descriptor instead.
 func (*Program) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Program) GetName() string {
@@ -945,7 +1019,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1031,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1044,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListServicesRequest) GetNamespace() string {
@@ -1002,7 +1076,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1014,7 +1088,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1027,7 +1101,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListServicesResponse) GetNamespace() string {
@@ -1074,7 +1148,7 @@ type Frontend struct {
 
 func (x *Frontend) Reset() {
 	*x = Frontend{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1160,7 @@ func (x *Frontend) String() string {
 func (*Frontend) ProtoMessage() {}
 
 func (x *Frontend) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1173,7 @@ func (x *Frontend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frontend.ProtoReflect.Descriptor instead.
 func (*Frontend) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Frontend) GetKind() string {
@@ -1168,7 +1242,7 @@ type FrontendBackend struct {
 
 func (x *FrontendBackend) Reset() {
 	*x = FrontendBackend{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1254,7 @@ func (x *FrontendBackend) String() string {
 func (*FrontendBackend) ProtoMessage() {}
 
 func (x *FrontendBackend) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1267,7 @@ func (x *FrontendBackend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendBackend.ProtoReflect.Descriptor instead.
 func (*FrontendBackend) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FrontendBackend) GetAddress() string {
@@ -1237,7 +1311,7 @@ type ListConntrackRequest struct {
 
 func (x *ListConntrackRequest) Reset() {
 	*x = ListConntrackRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1323,7 @@ func (x *ListConntrackRequest) String() string {
 func (*ListConntrackRequest) ProtoMessage() {}
 
 func (x *ListConntrackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1336,7 @@ func (x *ListConntrackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConntrackRequest.ProtoReflect.Descriptor instead.
 func (*ListConntrackRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListConntrackRequest) GetAddress() string {
@@ -1308,7 +1382,7 @@ type ListConntrackResponse struct {
 
 func (x *ListConntrackResponse) Reset() {
 	*x = ListConntrackResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1394,7 @@ func (x *ListConntrackResponse) String() string {
 func (*ListConntrackResponse) ProtoMessage() {}
 
 func (x *ListConntrackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1407,7 @@ func (x *ListConntrackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConntrackResponse.ProtoReflect.Descriptor instead.
 func (*ListConntrackResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListConntrackResponse) GetProtocol() v1.Protocol {
@@ -1415,7 +1489,7 @@ type ListMapsRequest struct {
 
 func (x *ListMapsRequest) Reset() {
 	*x = ListMapsRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1501,7 @@ func (x *ListMapsRequest) String() string {
 func (*ListMapsRequest) ProtoMessage() {}
 
 func (x *ListMapsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1514,7 @@ func (x *ListMapsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapsRequest.ProtoReflect.Descriptor instead.
 func (*ListMapsRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 // ListMapsResponse lists maps by name.
@@ -1454,7 +1528,7 @@ type ListMapsResponse struct {
 
 func (x *ListMapsResponse) Reset() {
 	*x = ListMapsResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1540,7 @@ func (x *ListMapsResponse) String() string {
 func (*ListMapsResponse) ProtoMessage() {}
 
 func (x *ListMapsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1553,7 @@ func (x *ListMapsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapsResponse.ProtoReflect.Descriptor instead.
 func (*ListMapsResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListMapsResponse) GetMaps() []*MapState {
@@ -1512,7 +1586,7 @@ type MapState struct {
 
 func (x *MapState) Reset() {
 	*x = MapState{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1524,7 +1598,7 @@ func (x *MapState) String() string {
 func (*MapState) ProtoMessage() {}
 
 func (x *MapState) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1537,7 +1611,7 @@ func (x *MapState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapState.ProtoReflect.Descriptor instead.
 func (*MapState) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *MapState) GetName() string {
@@ -1600,7 +1674,7 @@ type DumpMapRequest struct {
 
 func (x *DumpMapRequest) Reset() {
 	*x = DumpMapRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1686,7 @@ func (x *DumpMapRequest) String() string {
 func (*DumpMapRequest) ProtoMessage() {}
 
 func (x *DumpMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1699,7 @@ func (x *DumpMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpMapRequest.ProtoReflect.Descriptor instead.
 func (*DumpMapRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DumpMapRequest) GetName() string {
@@ -1648,7 +1722,7 @@ type DumpMapResponse struct {
 
 func (x *DumpMapResponse) Reset() {
 	*x = DumpMapResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1734,7 @@ func (x *DumpMapResponse) String() string {
 func (*DumpMapResponse) ProtoMessage() {}
 
 func (x *DumpMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1747,7 @@ func (x *DumpMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpMapResponse.ProtoReflect.Descriptor instead.
 func (*DumpMapResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DumpMapResponse) GetKey() string {
@@ -1703,7 +1777,7 @@ type GrowMapRequest struct {
 
 func (x *GrowMapRequest) Reset() {
 	*x = GrowMapRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1715,7 +1789,7 @@ func (x *GrowMapRequest) String() string {
 func (*GrowMapRequest) ProtoMessage() {}
 
 func (x *GrowMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1728,7 +1802,7 @@ func (x *GrowMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowMapRequest.ProtoReflect.Descriptor instead.
 func (*GrowMapRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GrowMapRequest) GetName() string {
@@ -1756,7 +1830,7 @@ type GrowMapResponse struct {
 
 func (x *GrowMapResponse) Reset() {
 	*x = GrowMapResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +1842,7 @@ func (x *GrowMapResponse) String() string {
 func (*GrowMapResponse) ProtoMessage() {}
 
 func (x *GrowMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +1855,7 @@ func (x *GrowMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowMapResponse.ProtoReflect.Descriptor instead.
 func (*GrowMapResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GrowMapResponse) GetPreviousMaxEntries() uint32 {
@@ -1800,7 +1874,7 @@ type DiffDesiredRequest struct {
 
 func (x *DiffDesiredRequest) Reset() {
 	*x = DiffDesiredRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +1886,7 @@ func (x *DiffDesiredRequest) String() string {
 func (*DiffDesiredRequest) ProtoMessage() {}
 
 func (x *DiffDesiredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +1899,7 @@ func (x *DiffDesiredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffDesiredRequest.ProtoReflect.Descriptor instead.
 func (*DiffDesiredRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 // DiffDesiredResponse carries one difference.
@@ -1845,7 +1919,7 @@ type DiffDesiredResponse struct {
 
 func (x *DiffDesiredResponse) Reset() {
 	*x = DiffDesiredResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1857,7 +1931,7 @@ func (x *DiffDesiredResponse) String() string {
 func (*DiffDesiredResponse) ProtoMessage() {}
 
 func (x *DiffDesiredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1870,7 +1944,7 @@ func (x *DiffDesiredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffDesiredResponse.ProtoReflect.Descriptor instead.
 func (*DiffDesiredResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DiffDesiredResponse) GetObject() string {
@@ -1910,7 +1984,7 @@ type RepairRequest struct {
 
 func (x *RepairRequest) Reset() {
 	*x = RepairRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +1996,7 @@ func (x *RepairRequest) String() string {
 func (*RepairRequest) ProtoMessage() {}
 
 func (x *RepairRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +2009,7 @@ func (x *RepairRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairRequest.ProtoReflect.Descriptor instead.
 func (*RepairRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 // RepairResponse tells what was mended.
@@ -1951,7 +2025,7 @@ type RepairResponse struct {
 
 func (x *RepairResponse) Reset() {
 	*x = RepairResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1963,7 +2037,7 @@ func (x *RepairResponse) String() string {
 func (*RepairResponse) ProtoMessage() {}
 
 func (x *RepairResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1976,7 +2050,7 @@ func (x *RepairResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairResponse.ProtoReflect.Descriptor instead.
 func (*RepairResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RepairResponse) GetRepaired() uint64 {
@@ -1993,12 +2067,221 @@ func (x *RepairResponse) GetRemaining() []*DiffDesiredResponse {
 	return nil
 }
 
+// ListEndpointsRequest selects endpoints.
+type ListEndpointsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only this namespace; all if empty.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Only this name; all if empty.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEndpointsRequest) Reset() {
+	*x = ListEndpointsRequest{}
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEndpointsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEndpointsRequest) ProtoMessage() {}
+
+func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
+func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ListEndpointsRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListEndpointsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// ListEndpointsResponse carries one endpoint.
+type ListEndpointsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Namespace of the pod.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Name of the pod.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// UID of the pod.
+	Uid string `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	// Textual addresses.
+	Addresses []string `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Who told of it: "calculator", "cni", or both.
+	Sources []string `protobuf:"bytes,5,rep,name=sources,proto3" json:"sources,omitempty"`
+	// Device that has its programs; empty if none was found.
+	Device string `protobuf:"bytes,6,opt,name=device,proto3" json:"device,omitempty"`
+	// Index of that device.
+	DeviceIndex uint32 `protobuf:"varint,7,opt,name=device_index,json=deviceIndex,proto3" json:"device_index,omitempty"`
+	// How the device was found: "cni", "route" or "bridge port".
+	DeviceBy string `protobuf:"bytes,8,opt,name=device_by,json=deviceBy,proto3" json:"device_by,omitempty"`
+	// Why it has no programs; empty if it has.
+	Problem string `protobuf:"bytes,9,opt,name=problem,proto3" json:"problem,omitempty"`
+	// Sandbox, if the CNI plugin told.
+	ContainerId string `protobuf:"bytes,10,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	// Interface in the pod, if the CNI plugin told.
+	Interface string `protobuf:"bytes,11,opt,name=interface,proto3" json:"interface,omitempty"`
+	// Cookie of the pod's network namespace, 0 if unknown.
+	NetnsCookie uint64 `protobuf:"varint,12,opt,name=netns_cookie,json=netnsCookie,proto3" json:"netns_cookie,omitempty"`
+	// When the CNI plugin told.
+	AddTime       *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=add_time,json=addTime,proto3" json:"add_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEndpointsResponse) Reset() {
+	*x = ListEndpointsResponse{}
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEndpointsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEndpointsResponse) ProtoMessage() {}
+
+func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
+func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ListEndpointsResponse) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListEndpointsResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ListEndpointsResponse) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *ListEndpointsResponse) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *ListEndpointsResponse) GetSources() []string {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *ListEndpointsResponse) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *ListEndpointsResponse) GetDeviceIndex() uint32 {
+	if x != nil {
+		return x.DeviceIndex
+	}
+	return 0
+}
+
+func (x *ListEndpointsResponse) GetDeviceBy() string {
+	if x != nil {
+		return x.DeviceBy
+	}
+	return ""
+}
+
+func (x *ListEndpointsResponse) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *ListEndpointsResponse) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *ListEndpointsResponse) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *ListEndpointsResponse) GetNetnsCookie() uint64 {
+	if x != nil {
+		return x.NetnsCookie
+	}
+	return 0
+}
+
+func (x *ListEndpointsResponse) GetAddTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AddTime
+	}
+	return nil
+}
+
 var File_millrace_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x1dmillrace/agent/v1/agent.proto\x12\x11millrace.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$millrace/dataplane/v1/resource.proto\x1a millrace/dataplane/v1/sync.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xf3\x04\n" +
+	"\x10GetStatusRequest\"\xa2\x05\n" +
 	"\x11GetStatusResponse\x12\x1b\n" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x129\n" +
@@ -2013,7 +2296,8 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\bproblems\x18\b \x03(\tR\bproblems\x12D\n" +
 	"\vcalculators\x18\t \x03(\v2\".millrace.agent.v1.KnownCalculatorR\vcalculators\x12E\n" +
 	"\vauthorities\x18\n" +
-	" \x03(\v2#.millrace.agent.v1.TrustedAuthorityR\vauthorities\x1a7\n" +
+	" \x03(\v2#.millrace.agent.v1.TrustedAuthorityR\vauthorities\x12-\n" +
+	"\x03cni\x18\f \x01(\v2\x1b.millrace.agent.v1.CNIStateR\x03cni\x1a7\n" +
 	"\tHeldEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"`\n" +
@@ -2025,7 +2309,11 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\x12;\n" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x123\n" +
-	"\aorigins\x18\x04 \x03(\x0e2\x19.millrace.agent.v1.OriginR\aorigins\"\xba\x04\n" +
+	"\aorigins\x18\x04 \x03(\x0e2\x19.millrace.agent.v1.OriginR\aorigins\"T\n" +
+	"\bCNIState\x12\x16\n" +
+	"\x06binary\x18\x01 \x01(\tR\x06binary\x12\x16\n" +
+	"\x06config\x18\x02 \x01(\tR\x06config\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\"\xba\x04\n" +
 	"\x14CalculatorConnection\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12#\n" +
 	"\rcalculator_id\x18\x02 \x01(\tR\fcalculatorId\x12\x1c\n" +
@@ -2141,12 +2429,30 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\rRepairRequest\"r\n" +
 	"\x0eRepairResponse\x12\x1a\n" +
 	"\brepaired\x18\x01 \x01(\x04R\brepaired\x12D\n" +
-	"\tremaining\x18\x02 \x03(\v2&.millrace.agent.v1.DiffDesiredResponseR\tremaining*X\n" +
+	"\tremaining\x18\x02 \x03(\v2&.millrace.agent.v1.DiffDesiredResponseR\tremaining\"H\n" +
+	"\x14ListEndpointsRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xa0\x03\n" +
+	"\x15ListEndpointsResponse\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x1c\n" +
+	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x18\n" +
+	"\asources\x18\x05 \x03(\tR\asources\x12\x16\n" +
+	"\x06device\x18\x06 \x01(\tR\x06device\x12!\n" +
+	"\fdevice_index\x18\a \x01(\rR\vdeviceIndex\x12\x1b\n" +
+	"\tdevice_by\x18\b \x01(\tR\bdeviceBy\x12\x18\n" +
+	"\aproblem\x18\t \x01(\tR\aproblem\x12!\n" +
+	"\fcontainer_id\x18\n" +
+	" \x01(\tR\vcontainerId\x12\x1c\n" +
+	"\tinterface\x18\v \x01(\tR\tinterface\x12!\n" +
+	"\fnetns_cookie\x18\f \x01(\x04R\vnetnsCookie\x125\n" +
+	"\badd_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\aaddTime*X\n" +
 	"\x06Origin\x12\x16\n" +
 	"\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rORIGIN_STATIC\x10\x01\x12\x12\n" +
 	"\x0eORIGIN_MOUNTED\x10\x02\x12\x0f\n" +
-	"\vORIGIN_HELD\x10\x032\xd9\x05\n" +
+	"\vORIGIN_HELD\x10\x032\xbf\x06\n" +
 	"\fAgentService\x12V\n" +
 	"\tGetStatus\x12#.millrace.agent.v1.GetStatusRequest\x1a$.millrace.agent.v1.GetStatusResponse\x12a\n" +
 	"\fListServices\x12&.millrace.agent.v1.ListServicesRequest\x1a'.millrace.agent.v1.ListServicesResponse0\x01\x12d\n" +
@@ -2154,7 +2460,8 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\bListMaps\x12\".millrace.agent.v1.ListMapsRequest\x1a#.millrace.agent.v1.ListMapsResponse\x12R\n" +
 	"\aDumpMap\x12!.millrace.agent.v1.DumpMapRequest\x1a\".millrace.agent.v1.DumpMapResponse0\x01\x12P\n" +
 	"\aGrowMap\x12!.millrace.agent.v1.GrowMapRequest\x1a\".millrace.agent.v1.GrowMapResponse\x12^\n" +
-	"\vDiffDesired\x12%.millrace.agent.v1.DiffDesiredRequest\x1a&.millrace.agent.v1.DiffDesiredResponse0\x01\x12M\n" +
+	"\vDiffDesired\x12%.millrace.agent.v1.DiffDesiredRequest\x1a&.millrace.agent.v1.DiffDesiredResponse0\x01\x12d\n" +
+	"\rListEndpoints\x12'.millrace.agent.v1.ListEndpointsRequest\x1a(.millrace.agent.v1.ListEndpointsResponse0\x01\x12M\n" +
 	"\x06Repair\x12 .millrace.agent.v1.RepairRequest\x1a!.millrace.agent.v1.RepairResponseBFZDgithub.com/millrace-project/millrace/proto/millrace/agent/v1;agentv1b\x06proto3"
 
 var (
@@ -2170,92 +2477,99 @@ func file_millrace_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_millrace_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_millrace_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_millrace_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_millrace_agent_v1_agent_proto_goTypes = []any{
 	(Origin)(0),                   // 0: millrace.agent.v1.Origin
 	(*GetStatusRequest)(nil),      // 1: millrace.agent.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),     // 2: millrace.agent.v1.GetStatusResponse
 	(*KnownCalculator)(nil),       // 3: millrace.agent.v1.KnownCalculator
 	(*TrustedAuthority)(nil),      // 4: millrace.agent.v1.TrustedAuthority
-	(*CalculatorConnection)(nil),  // 5: millrace.agent.v1.CalculatorConnection
-	(*DataplaneState)(nil),        // 6: millrace.agent.v1.DataplaneState
-	(*Attachment)(nil),            // 7: millrace.agent.v1.Attachment
-	(*Device)(nil),                // 8: millrace.agent.v1.Device
-	(*Feature)(nil),               // 9: millrace.agent.v1.Feature
-	(*Program)(nil),               // 10: millrace.agent.v1.Program
-	(*ListServicesRequest)(nil),   // 11: millrace.agent.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),  // 12: millrace.agent.v1.ListServicesResponse
-	(*Frontend)(nil),              // 13: millrace.agent.v1.Frontend
-	(*FrontendBackend)(nil),       // 14: millrace.agent.v1.FrontendBackend
-	(*ListConntrackRequest)(nil),  // 15: millrace.agent.v1.ListConntrackRequest
-	(*ListConntrackResponse)(nil), // 16: millrace.agent.v1.ListConntrackResponse
-	(*ListMapsRequest)(nil),       // 17: millrace.agent.v1.ListMapsRequest
-	(*ListMapsResponse)(nil),      // 18: millrace.agent.v1.ListMapsResponse
-	(*MapState)(nil),              // 19: millrace.agent.v1.MapState
-	(*DumpMapRequest)(nil),        // 20: millrace.agent.v1.DumpMapRequest
-	(*DumpMapResponse)(nil),       // 21: millrace.agent.v1.DumpMapResponse
-	(*GrowMapRequest)(nil),        // 22: millrace.agent.v1.GrowMapRequest
-	(*GrowMapResponse)(nil),       // 23: millrace.agent.v1.GrowMapResponse
-	(*DiffDesiredRequest)(nil),    // 24: millrace.agent.v1.DiffDesiredRequest
-	(*DiffDesiredResponse)(nil),   // 25: millrace.agent.v1.DiffDesiredResponse
-	(*RepairRequest)(nil),         // 26: millrace.agent.v1.RepairRequest
-	(*RepairResponse)(nil),        // 27: millrace.agent.v1.RepairResponse
-	nil,                           // 28: millrace.agent.v1.GetStatusResponse.HeldEntry
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
-	(*v1.ResourceError)(nil),      // 30: millrace.dataplane.v1.ResourceError
-	(*v1.Position)(nil),           // 31: millrace.dataplane.v1.Position
-	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
-	(v1.DataplaneMode)(0),         // 33: millrace.dataplane.v1.DataplaneMode
-	(v1.Protocol)(0),              // 34: millrace.dataplane.v1.Protocol
+	(*CNIState)(nil),              // 5: millrace.agent.v1.CNIState
+	(*CalculatorConnection)(nil),  // 6: millrace.agent.v1.CalculatorConnection
+	(*DataplaneState)(nil),        // 7: millrace.agent.v1.DataplaneState
+	(*Attachment)(nil),            // 8: millrace.agent.v1.Attachment
+	(*Device)(nil),                // 9: millrace.agent.v1.Device
+	(*Feature)(nil),               // 10: millrace.agent.v1.Feature
+	(*Program)(nil),               // 11: millrace.agent.v1.Program
+	(*ListServicesRequest)(nil),   // 12: millrace.agent.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),  // 13: millrace.agent.v1.ListServicesResponse
+	(*Frontend)(nil),              // 14: millrace.agent.v1.Frontend
+	(*FrontendBackend)(nil),       // 15: millrace.agent.v1.FrontendBackend
+	(*ListConntrackRequest)(nil),  // 16: millrace.agent.v1.ListConntrackRequest
+	(*ListConntrackResponse)(nil), // 17: millrace.agent.v1.ListConntrackResponse
+	(*ListMapsRequest)(nil),       // 18: millrace.agent.v1.ListMapsRequest
+	(*ListMapsResponse)(nil),      // 19: millrace.agent.v1.ListMapsResponse
+	(*MapState)(nil),              // 20: millrace.agent.v1.MapState
+	(*DumpMapRequest)(nil),        // 21: millrace.agent.v1.DumpMapRequest
+	(*DumpMapResponse)(nil),       // 22: millrace.agent.v1.DumpMapResponse
+	(*GrowMapRequest)(nil),        // 23: millrace.agent.v1.GrowMapRequest
+	(*GrowMapResponse)(nil),       // 24: millrace.agent.v1.GrowMapResponse
+	(*DiffDesiredRequest)(nil),    // 25: millrace.agent.v1.DiffDesiredRequest
+	(*DiffDesiredResponse)(nil),   // 26: millrace.agent.v1.DiffDesiredResponse
+	(*RepairRequest)(nil),         // 27: millrace.agent.v1.RepairRequest
+	(*RepairResponse)(nil),        // 28: millrace.agent.v1.RepairResponse
+	(*ListEndpointsRequest)(nil),  // 29: millrace.agent.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil), // 30: millrace.agent.v1.ListEndpointsResponse
+	nil,                           // 31: millrace.agent.v1.GetStatusResponse.HeldEntry
+	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
+	(*v1.ResourceError)(nil),      // 33: millrace.dataplane.v1.ResourceError
+	(*v1.Position)(nil),           // 34: millrace.dataplane.v1.Position
+	(*durationpb.Duration)(nil),   // 35: google.protobuf.Duration
+	(v1.DataplaneMode)(0),         // 36: millrace.dataplane.v1.DataplaneMode
+	(v1.Protocol)(0),              // 37: millrace.dataplane.v1.Protocol
 }
 var file_millrace_agent_v1_agent_proto_depIdxs = []int32{
-	29, // 0: millrace.agent.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
-	5,  // 1: millrace.agent.v1.GetStatusResponse.calculator:type_name -> millrace.agent.v1.CalculatorConnection
-	6,  // 2: millrace.agent.v1.GetStatusResponse.dataplane:type_name -> millrace.agent.v1.DataplaneState
-	28, // 3: millrace.agent.v1.GetStatusResponse.held:type_name -> millrace.agent.v1.GetStatusResponse.HeldEntry
-	30, // 4: millrace.agent.v1.GetStatusResponse.errors:type_name -> millrace.dataplane.v1.ResourceError
+	32, // 0: millrace.agent.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
+	6,  // 1: millrace.agent.v1.GetStatusResponse.calculator:type_name -> millrace.agent.v1.CalculatorConnection
+	7,  // 2: millrace.agent.v1.GetStatusResponse.dataplane:type_name -> millrace.agent.v1.DataplaneState
+	31, // 3: millrace.agent.v1.GetStatusResponse.held:type_name -> millrace.agent.v1.GetStatusResponse.HeldEntry
+	33, // 4: millrace.agent.v1.GetStatusResponse.errors:type_name -> millrace.dataplane.v1.ResourceError
 	3,  // 5: millrace.agent.v1.GetStatusResponse.calculators:type_name -> millrace.agent.v1.KnownCalculator
 	4,  // 6: millrace.agent.v1.GetStatusResponse.authorities:type_name -> millrace.agent.v1.TrustedAuthority
-	0,  // 7: millrace.agent.v1.KnownCalculator.origins:type_name -> millrace.agent.v1.Origin
-	29, // 8: millrace.agent.v1.TrustedAuthority.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 9: millrace.agent.v1.TrustedAuthority.origins:type_name -> millrace.agent.v1.Origin
-	29, // 10: millrace.agent.v1.CalculatorConnection.connect_time:type_name -> google.protobuf.Timestamp
-	31, // 11: millrace.agent.v1.CalculatorConnection.position:type_name -> millrace.dataplane.v1.Position
-	32, // 12: millrace.agent.v1.CalculatorConnection.last_latency:type_name -> google.protobuf.Duration
-	29, // 13: millrace.agent.v1.CalculatorConnection.disconnect_time:type_name -> google.protobuf.Timestamp
-	33, // 14: millrace.agent.v1.DataplaneState.mode:type_name -> millrace.dataplane.v1.DataplaneMode
-	7,  // 15: millrace.agent.v1.DataplaneState.attachments:type_name -> millrace.agent.v1.Attachment
-	8,  // 16: millrace.agent.v1.DataplaneState.devices:type_name -> millrace.agent.v1.Device
-	9,  // 17: millrace.agent.v1.DataplaneState.features:type_name -> millrace.agent.v1.Feature
-	10, // 18: millrace.agent.v1.DataplaneState.programs:type_name -> millrace.agent.v1.Program
-	13, // 19: millrace.agent.v1.ListServicesResponse.frontends:type_name -> millrace.agent.v1.Frontend
-	34, // 20: millrace.agent.v1.Frontend.protocol:type_name -> millrace.dataplane.v1.Protocol
-	14, // 21: millrace.agent.v1.Frontend.backends:type_name -> millrace.agent.v1.FrontendBackend
-	34, // 22: millrace.agent.v1.ListConntrackResponse.protocol:type_name -> millrace.dataplane.v1.Protocol
-	32, // 23: millrace.agent.v1.ListConntrackResponse.expires:type_name -> google.protobuf.Duration
-	19, // 24: millrace.agent.v1.ListMapsResponse.maps:type_name -> millrace.agent.v1.MapState
-	25, // 25: millrace.agent.v1.RepairResponse.remaining:type_name -> millrace.agent.v1.DiffDesiredResponse
-	1,  // 26: millrace.agent.v1.AgentService.GetStatus:input_type -> millrace.agent.v1.GetStatusRequest
-	11, // 27: millrace.agent.v1.AgentService.ListServices:input_type -> millrace.agent.v1.ListServicesRequest
-	15, // 28: millrace.agent.v1.AgentService.ListConntrack:input_type -> millrace.agent.v1.ListConntrackRequest
-	17, // 29: millrace.agent.v1.AgentService.ListMaps:input_type -> millrace.agent.v1.ListMapsRequest
-	20, // 30: millrace.agent.v1.AgentService.DumpMap:input_type -> millrace.agent.v1.DumpMapRequest
-	22, // 31: millrace.agent.v1.AgentService.GrowMap:input_type -> millrace.agent.v1.GrowMapRequest
-	24, // 32: millrace.agent.v1.AgentService.DiffDesired:input_type -> millrace.agent.v1.DiffDesiredRequest
-	26, // 33: millrace.agent.v1.AgentService.Repair:input_type -> millrace.agent.v1.RepairRequest
-	2,  // 34: millrace.agent.v1.AgentService.GetStatus:output_type -> millrace.agent.v1.GetStatusResponse
-	12, // 35: millrace.agent.v1.AgentService.ListServices:output_type -> millrace.agent.v1.ListServicesResponse
-	16, // 36: millrace.agent.v1.AgentService.ListConntrack:output_type -> millrace.agent.v1.ListConntrackResponse
-	18, // 37: millrace.agent.v1.AgentService.ListMaps:output_type -> millrace.agent.v1.ListMapsResponse
-	21, // 38: millrace.agent.v1.AgentService.DumpMap:output_type -> millrace.agent.v1.DumpMapResponse
-	23, // 39: millrace.agent.v1.AgentService.GrowMap:output_type -> millrace.agent.v1.GrowMapResponse
-	25, // 40: millrace.agent.v1.AgentService.DiffDesired:output_type -> millrace.agent.v1.DiffDesiredResponse
-	27, // 41: millrace.agent.v1.AgentService.Repair:output_type -> millrace.agent.v1.RepairResponse
-	34, // [34:42] is the sub-list for method output_type
-	26, // [26:34] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	5,  // 7: millrace.agent.v1.GetStatusResponse.cni:type_name -> millrace.agent.v1.CNIState
+	0,  // 8: millrace.agent.v1.KnownCalculator.origins:type_name -> millrace.agent.v1.Origin
+	32, // 9: millrace.agent.v1.TrustedAuthority.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 10: millrace.agent.v1.TrustedAuthority.origins:type_name -> millrace.agent.v1.Origin
+	32, // 11: millrace.agent.v1.CalculatorConnection.connect_time:type_name -> google.protobuf.Timestamp
+	34, // 12: millrace.agent.v1.CalculatorConnection.position:type_name -> millrace.dataplane.v1.Position
+	35, // 13: millrace.agent.v1.CalculatorConnection.last_latency:type_name -> google.protobuf.Duration
+	32, // 14: millrace.agent.v1.CalculatorConnection.disconnect_time:type_name -> google.protobuf.Timestamp
+	36, // 15: millrace.agent.v1.DataplaneState.mode:type_name -> millrace.dataplane.v1.DataplaneMode
+	8,  // 16: millrace.agent.v1.DataplaneState.attachments:type_name -> millrace.agent.v1.Attachment
+	9,  // 17: millrace.agent.v1.DataplaneState.devices:type_name -> millrace.agent.v1.Device
+	10, // 18: millrace.agent.v1.DataplaneState.features:type_name -> millrace.agent.v1.Feature
+	11, // 19: millrace.agent.v1.DataplaneState.programs:type_name -> millrace.agent.v1.Program
+	14, // 20: millrace.agent.v1.ListServicesResponse.frontends:type_name -> millrace.agent.v1.Frontend
+	37, // 21: millrace.agent.v1.Frontend.protocol:type_name -> millrace.dataplane.v1.Protocol
+	15, // 22: millrace.agent.v1.Frontend.backends:type_name -> millrace.agent.v1.FrontendBackend
+	37, // 23: millrace.agent.v1.ListConntrackResponse.protocol:type_name -> millrace.dataplane.v1.Protocol
+	35, // 24: millrace.agent.v1.ListConntrackResponse.expires:type_name -> google.protobuf.Duration
+	20, // 25: millrace.agent.v1.ListMapsResponse.maps:type_name -> millrace.agent.v1.MapState
+	26, // 26: millrace.agent.v1.RepairResponse.remaining:type_name -> millrace.agent.v1.DiffDesiredResponse
+	32, // 27: millrace.agent.v1.ListEndpointsResponse.add_time:type_name -> google.protobuf.Timestamp
+	1,  // 28: millrace.agent.v1.AgentService.GetStatus:input_type -> millrace.agent.v1.GetStatusRequest
+	12, // 29: millrace.agent.v1.AgentService.ListServices:input_type -> millrace.agent.v1.ListServicesRequest
+	16, // 30: millrace.agent.v1.AgentService.ListConntrack:input_type -> millrace.agent.v1.ListConntrackRequest
+	18, // 31: millrace.agent.v1.AgentService.ListMaps:input_type -> millrace.agent.v1.ListMapsRequest
+	21, // 32: millrace.agent.v1.AgentService.DumpMap:input_type -> millrace.agent.v1.DumpMapRequest
+	23, // 33: millrace.agent.v1.AgentService.GrowMap:input_type -> millrace.agent.v1.GrowMapRequest
+	25, // 34: millrace.agent.v1.AgentService.DiffDesired:input_type -> millrace.agent.v1.DiffDesiredRequest
+	29, // 35: millrace.agent.v1.AgentService.ListEndpoints:input_type -> millrace.agent.v1.ListEndpointsRequest
+	27, // 36: millrace.agent.v1.AgentService.Repair:input_type -> millrace.agent.v1.RepairRequest
+	2,  // 37: millrace.agent.v1.AgentService.GetStatus:output_type -> millrace.agent.v1.GetStatusResponse
+	13, // 38: millrace.agent.v1.AgentService.ListServices:output_type -> millrace.agent.v1.ListServicesResponse
+	17, // 39: millrace.agent.v1.AgentService.ListConntrack:output_type -> millrace.agent.v1.ListConntrackResponse
+	19, // 40: millrace.agent.v1.AgentService.ListMaps:output_type -> millrace.agent.v1.ListMapsResponse
+	22, // 41: millrace.agent.v1.AgentService.DumpMap:output_type -> millrace.agent.v1.DumpMapResponse
+	24, // 42: millrace.agent.v1.AgentService.GrowMap:output_type -> millrace.agent.v1.GrowMapResponse
+	26, // 43: millrace.agent.v1.AgentService.DiffDesired:output_type -> millrace.agent.v1.DiffDesiredResponse
+	30, // 44: millrace.agent.v1.AgentService.ListEndpoints:output_type -> millrace.agent.v1.ListEndpointsResponse
+	28, // 45: millrace.agent.v1.AgentService.Repair:output_type -> millrace.agent.v1.RepairResponse
+	37, // [37:46] is the sub-list for method output_type
+	28, // [28:37] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_millrace_agent_v1_agent_proto_init() }
@@ -2269,7 +2583,7 @@ func file_millrace_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_agent_v1_agent_proto_rawDesc), len(file_millrace_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   28,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	AgentService_DumpMap_FullMethodName       = "/millrace.agent.v1.AgentService/DumpMap"
 	AgentService_GrowMap_FullMethodName       = "/millrace.agent.v1.AgentService/GrowMap"
 	AgentService_DiffDesired_FullMethodName   = "/millrace.agent.v1.AgentService/DiffDesired"
+	AgentService_ListEndpoints_FullMethodName = "/millrace.agent.v1.AgentService/ListEndpoints"
 	AgentService_Repair_FullMethodName        = "/millrace.agent.v1.AgentService/Repair"
 )
 
@@ -60,6 +61,9 @@ type AgentServiceClient interface {
 	// DiffDesired streams the differences between what should be in the kernel
 	// and what is.
 	DiffDesired(ctx context.Context, in *DiffDesiredRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffDesiredResponse], error)
+	// ListEndpoints streams this node's pods that have addresses of their own,
+	// with their devices, and by whom they are known.
+	ListEndpoints(ctx context.Context, in *ListEndpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListEndpointsResponse], error)
 	// Repair makes the kernel hold what it should and tells what it mended.
 	Repair(ctx context.Context, in *RepairRequest, opts ...grpc.CallOption) (*RepairResponse, error)
 }
@@ -178,6 +182,25 @@ func (c *agentServiceClient) DiffDesired(ctx context.Context, in *DiffDesiredReq
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_DiffDesiredClient = grpc.ServerStreamingClient[DiffDesiredResponse]
 
+func (c *agentServiceClient) ListEndpoints(ctx context.Context, in *ListEndpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListEndpointsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[4], AgentService_ListEndpoints_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListEndpointsRequest, ListEndpointsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_ListEndpointsClient = grpc.ServerStreamingClient[ListEndpointsResponse]
+
 func (c *agentServiceClient) Repair(ctx context.Context, in *RepairRequest, opts ...grpc.CallOption) (*RepairResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RepairResponse)
@@ -217,6 +240,9 @@ type AgentServiceServer interface {
 	// DiffDesired streams the differences between what should be in the kernel
 	// and what is.
 	DiffDesired(*DiffDesiredRequest, grpc.ServerStreamingServer[DiffDesiredResponse]) error
+	// ListEndpoints streams this node's pods that have addresses of their own,
+	// with their devices, and by whom they are known.
+	ListEndpoints(*ListEndpointsRequest, grpc.ServerStreamingServer[ListEndpointsResponse]) error
 	// Repair makes the kernel hold what it should and tells what it mended.
 	Repair(context.Context, *RepairRequest) (*RepairResponse, error)
 	mustEmbedUnimplementedAgentServiceServer()
@@ -249,6 +275,9 @@ func (UnimplementedAgentServiceServer) GrowMap(context.Context, *GrowMapRequest)
 }
 func (UnimplementedAgentServiceServer) DiffDesired(*DiffDesiredRequest, grpc.ServerStreamingServer[DiffDesiredResponse]) error {
 	return status.Error(codes.Unimplemented, "method DiffDesired not implemented")
+}
+func (UnimplementedAgentServiceServer) ListEndpoints(*ListEndpointsRequest, grpc.ServerStreamingServer[ListEndpointsResponse]) error {
+	return status.Error(codes.Unimplemented, "method ListEndpoints not implemented")
 }
 func (UnimplementedAgentServiceServer) Repair(context.Context, *RepairRequest) (*RepairResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Repair not implemented")
@@ -372,6 +401,17 @@ func _AgentService_DiffDesired_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_DiffDesiredServer = grpc.ServerStreamingServer[DiffDesiredResponse]
 
+func _AgentService_ListEndpoints_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListEndpointsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AgentServiceServer).ListEndpoints(m, &grpc.GenericServerStream[ListEndpointsRequest, ListEndpointsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_ListEndpointsServer = grpc.ServerStreamingServer[ListEndpointsResponse]
+
 func _AgentService_Repair_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RepairRequest)
 	if err := dec(in); err != nil {
@@ -433,6 +473,11 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "DiffDesired",
 			Handler:       _AgentService_DiffDesired_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ListEndpoints",
+			Handler:       _AgentService_ListEndpoints_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -613,9 +613,11 @@ type NodeState struct {
 	// The agent has been sent everything at least once on this stream.
 	InSync bool `protobuf:"varint,11,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`
 	// What the agent reported last.
-	Report        *v1.Report `protobuf:"bytes,12,opt,name=report,proto3" json:"report,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Report *v1.Report `protobuf:"bytes,12,opt,name=report,proto3" json:"report,omitempty"`
+	// Endpoints of the report that are not the pods that the API server has.
+	EndpointMismatches []*EndpointMismatch `protobuf:"bytes,16,rep,name=endpoint_mismatches,json=endpointMismatches,proto3" json:"endpoint_mismatches,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *NodeState) Reset() {
@@ -732,6 +734,77 @@ func (x *NodeState) GetReport() *v1.Report {
 	return nil
 }
 
+func (x *NodeState) GetEndpointMismatches() []*EndpointMismatch {
+	if x != nil {
+		return x.EndpointMismatches
+	}
+	return nil
+}
+
+// EndpointMismatch is an endpoint that a node has and the cluster has not.
+type EndpointMismatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Namespace and name of the pod, "namespace/pod".
+	Pod string `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	// UID by which the node knows it.
+	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	// What the API server has instead, for people.
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointMismatch) Reset() {
+	*x = EndpointMismatch{}
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointMismatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointMismatch) ProtoMessage() {}
+
+func (x *EndpointMismatch) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointMismatch.ProtoReflect.Descriptor instead.
+func (*EndpointMismatch) Descriptor() ([]byte, []int) {
+	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *EndpointMismatch) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *EndpointMismatch) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *EndpointMismatch) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // DumpNodeRequest names a node.
 type DumpNodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -745,7 +818,7 @@ type DumpNodeRequest struct {
 
 func (x *DumpNodeRequest) Reset() {
 	*x = DumpNodeRequest{}
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[8]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -757,7 +830,7 @@ func (x *DumpNodeRequest) String() string {
 func (*DumpNodeRequest) ProtoMessage() {}
 
 func (x *DumpNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[8]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -770,7 +843,7 @@ func (x *DumpNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpNodeRequest.ProtoReflect.Descriptor instead.
 func (*DumpNodeRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{8}
+	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DumpNodeRequest) GetNodeName() string {
@@ -798,7 +871,7 @@ type DumpNodeResponse struct {
 
 func (x *DumpNodeResponse) Reset() {
 	*x = DumpNodeResponse{}
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[9]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +883,7 @@ func (x *DumpNodeResponse) String() string {
 func (*DumpNodeResponse) ProtoMessage() {}
 
 func (x *DumpNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[9]
+	mi := &file_millrace_calculator_v1_calculator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +896,7 @@ func (x *DumpNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpNodeResponse.ProtoReflect.Descriptor instead.
 func (*DumpNodeResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{9}
+	return file_millrace_calculator_v1_calculator_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DumpNodeResponse) GetResource() *v1.Resource {
@@ -877,7 +950,7 @@ const file_millrace_calculator_v1_calculator_proto_rawDesc = "" +
 	"\amessage\x18\x05 \x01(\tR\amessage\"\x12\n" +
 	"\x10ListNodesRequest\"L\n" +
 	"\x11ListNodesResponse\x127\n" +
-	"\x05nodes\x18\x01 \x03(\v2!.millrace.calculator.v1.NodeStateR\x05nodes\"\x84\x04\n" +
+	"\x05nodes\x18\x01 \x03(\v2!.millrace.calculator.v1.NodeStateR\x05nodes\"\xdf\x04\n" +
 	"\tNodeState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12!\n" +
@@ -891,7 +964,12 @@ const file_millrace_calculator_v1_calculator_proto_rawDesc = "" +
 	"\x0edataplane_mode\x18\n" +
 	" \x01(\x0e2$.millrace.dataplane.v1.DataplaneModeR\rdataplaneMode\x12\x17\n" +
 	"\ain_sync\x18\v \x01(\bR\x06inSync\x125\n" +
-	"\x06report\x18\f \x01(\v2\x1d.millrace.dataplane.v1.ReportR\x06report\"i\n" +
+	"\x06report\x18\f \x01(\v2\x1d.millrace.dataplane.v1.ReportR\x06report\x12Y\n" +
+	"\x13endpoint_mismatches\x18\x10 \x03(\v2(.millrace.calculator.v1.EndpointMismatchR\x12endpointMismatches\"P\n" +
+	"\x10EndpointMismatch\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"i\n" +
 	"\x0fDumpNodeRequest\x12\x1b\n" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x129\n" +
 	"\x05types\x18\x02 \x03(\x0e2#.millrace.dataplane.v1.ResourceTypeR\x05types\"O\n" +
@@ -921,7 +999,7 @@ func file_millrace_calculator_v1_calculator_proto_rawDescGZIP() []byte {
 }
 
 var file_millrace_calculator_v1_calculator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_millrace_calculator_v1_calculator_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_millrace_calculator_v1_calculator_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_millrace_calculator_v1_calculator_proto_goTypes = []any{
 	(AuthorityRole)(0),            // 0: millrace.calculator.v1.AuthorityRole
 	(*GetStatusRequest)(nil),      // 1: millrace.calculator.v1.GetStatusRequest
@@ -932,47 +1010,49 @@ var file_millrace_calculator_v1_calculator_proto_goTypes = []any{
 	(*ListNodesRequest)(nil),      // 6: millrace.calculator.v1.ListNodesRequest
 	(*ListNodesResponse)(nil),     // 7: millrace.calculator.v1.ListNodesResponse
 	(*NodeState)(nil),             // 8: millrace.calculator.v1.NodeState
-	(*DumpNodeRequest)(nil),       // 9: millrace.calculator.v1.DumpNodeRequest
-	(*DumpNodeResponse)(nil),      // 10: millrace.calculator.v1.DumpNodeResponse
-	nil,                           // 11: millrace.calculator.v1.GetStatusResponse.ResourcesEntry
-	(*v1.Position)(nil),           // 12: millrace.dataplane.v1.Position
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*v1.Ack)(nil),                // 14: millrace.dataplane.v1.Ack
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
-	(v1.DataplaneMode)(0),         // 16: millrace.dataplane.v1.DataplaneMode
-	(*v1.Report)(nil),             // 17: millrace.dataplane.v1.Report
-	(v1.ResourceType)(0),          // 18: millrace.dataplane.v1.ResourceType
-	(*v1.Resource)(nil),           // 19: millrace.dataplane.v1.Resource
+	(*EndpointMismatch)(nil),      // 9: millrace.calculator.v1.EndpointMismatch
+	(*DumpNodeRequest)(nil),       // 10: millrace.calculator.v1.DumpNodeRequest
+	(*DumpNodeResponse)(nil),      // 11: millrace.calculator.v1.DumpNodeResponse
+	nil,                           // 12: millrace.calculator.v1.GetStatusResponse.ResourcesEntry
+	(*v1.Position)(nil),           // 13: millrace.dataplane.v1.Position
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*v1.Ack)(nil),                // 15: millrace.dataplane.v1.Ack
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(v1.DataplaneMode)(0),         // 17: millrace.dataplane.v1.DataplaneMode
+	(*v1.Report)(nil),             // 18: millrace.dataplane.v1.Report
+	(v1.ResourceType)(0),          // 19: millrace.dataplane.v1.ResourceType
+	(*v1.Resource)(nil),           // 20: millrace.dataplane.v1.Resource
 }
 var file_millrace_calculator_v1_calculator_proto_depIdxs = []int32{
-	12, // 0: millrace.calculator.v1.GetStatusResponse.position:type_name -> millrace.dataplane.v1.Position
-	11, // 1: millrace.calculator.v1.GetStatusResponse.resources:type_name -> millrace.calculator.v1.GetStatusResponse.ResourcesEntry
+	13, // 0: millrace.calculator.v1.GetStatusResponse.position:type_name -> millrace.dataplane.v1.Position
+	12, // 1: millrace.calculator.v1.GetStatusResponse.resources:type_name -> millrace.calculator.v1.GetStatusResponse.ResourcesEntry
 	5,  // 2: millrace.calculator.v1.GetStatusResponse.problems:type_name -> millrace.calculator.v1.Problem
-	13, // 3: millrace.calculator.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
+	14, // 3: millrace.calculator.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
 	3,  // 4: millrace.calculator.v1.GetStatusResponse.trust:type_name -> millrace.calculator.v1.Trust
 	4,  // 5: millrace.calculator.v1.Trust.authorities:type_name -> millrace.calculator.v1.Authority
-	13, // 6: millrace.calculator.v1.Trust.serving_expire_time:type_name -> google.protobuf.Timestamp
+	14, // 6: millrace.calculator.v1.Trust.serving_expire_time:type_name -> google.protobuf.Timestamp
 	0,  // 7: millrace.calculator.v1.Authority.role:type_name -> millrace.calculator.v1.AuthorityRole
-	13, // 8: millrace.calculator.v1.Authority.expire_time:type_name -> google.protobuf.Timestamp
+	14, // 8: millrace.calculator.v1.Authority.expire_time:type_name -> google.protobuf.Timestamp
 	8,  // 9: millrace.calculator.v1.ListNodesResponse.nodes:type_name -> millrace.calculator.v1.NodeState
-	14, // 10: millrace.calculator.v1.NodeState.ack:type_name -> millrace.dataplane.v1.Ack
-	15, // 11: millrace.calculator.v1.NodeState.last_latency:type_name -> google.protobuf.Duration
-	13, // 12: millrace.calculator.v1.NodeState.connect_time:type_name -> google.protobuf.Timestamp
-	16, // 13: millrace.calculator.v1.NodeState.dataplane_mode:type_name -> millrace.dataplane.v1.DataplaneMode
-	17, // 14: millrace.calculator.v1.NodeState.report:type_name -> millrace.dataplane.v1.Report
-	18, // 15: millrace.calculator.v1.DumpNodeRequest.types:type_name -> millrace.dataplane.v1.ResourceType
-	19, // 16: millrace.calculator.v1.DumpNodeResponse.resource:type_name -> millrace.dataplane.v1.Resource
-	1,  // 17: millrace.calculator.v1.CalculatorService.GetStatus:input_type -> millrace.calculator.v1.GetStatusRequest
-	6,  // 18: millrace.calculator.v1.CalculatorService.ListNodes:input_type -> millrace.calculator.v1.ListNodesRequest
-	9,  // 19: millrace.calculator.v1.CalculatorService.DumpNode:input_type -> millrace.calculator.v1.DumpNodeRequest
-	2,  // 20: millrace.calculator.v1.CalculatorService.GetStatus:output_type -> millrace.calculator.v1.GetStatusResponse
-	7,  // 21: millrace.calculator.v1.CalculatorService.ListNodes:output_type -> millrace.calculator.v1.ListNodesResponse
-	10, // 22: millrace.calculator.v1.CalculatorService.DumpNode:output_type -> millrace.calculator.v1.DumpNodeResponse
-	20, // [20:23] is the sub-list for method output_type
-	17, // [17:20] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	15, // 10: millrace.calculator.v1.NodeState.ack:type_name -> millrace.dataplane.v1.Ack
+	16, // 11: millrace.calculator.v1.NodeState.last_latency:type_name -> google.protobuf.Duration
+	14, // 12: millrace.calculator.v1.NodeState.connect_time:type_name -> google.protobuf.Timestamp
+	17, // 13: millrace.calculator.v1.NodeState.dataplane_mode:type_name -> millrace.dataplane.v1.DataplaneMode
+	18, // 14: millrace.calculator.v1.NodeState.report:type_name -> millrace.dataplane.v1.Report
+	9,  // 15: millrace.calculator.v1.NodeState.endpoint_mismatches:type_name -> millrace.calculator.v1.EndpointMismatch
+	19, // 16: millrace.calculator.v1.DumpNodeRequest.types:type_name -> millrace.dataplane.v1.ResourceType
+	20, // 17: millrace.calculator.v1.DumpNodeResponse.resource:type_name -> millrace.dataplane.v1.Resource
+	1,  // 18: millrace.calculator.v1.CalculatorService.GetStatus:input_type -> millrace.calculator.v1.GetStatusRequest
+	6,  // 19: millrace.calculator.v1.CalculatorService.ListNodes:input_type -> millrace.calculator.v1.ListNodesRequest
+	10, // 20: millrace.calculator.v1.CalculatorService.DumpNode:input_type -> millrace.calculator.v1.DumpNodeRequest
+	2,  // 21: millrace.calculator.v1.CalculatorService.GetStatus:output_type -> millrace.calculator.v1.GetStatusResponse
+	7,  // 22: millrace.calculator.v1.CalculatorService.ListNodes:output_type -> millrace.calculator.v1.ListNodesResponse
+	11, // 23: millrace.calculator.v1.CalculatorService.DumpNode:output_type -> millrace.calculator.v1.DumpNodeResponse
+	21, // [21:24] is the sub-list for method output_type
+	18, // [18:21] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_millrace_calculator_v1_calculator_proto_init() }
@@ -986,7 +1066,7 @@ func file_millrace_calculator_v1_calculator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_calculator_v1_calculator_proto_rawDesc), len(file_millrace_calculator_v1_calculator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1110,9 +1110,12 @@ type Report struct {
 	// Addresses of endpoints whose device was found and has programs.
 	AttachedEndpoints []*ResourceName `protobuf:"bytes,1,rep,name=attached_endpoints,json=attachedEndpoints,proto3" json:"attached_endpoints,omitempty"`
 	// Things wrong on the node that no resource's error tells.
-	Problems      []string `protobuf:"bytes,2,rep,name=problems,proto3" json:"problems,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Problems []string `protobuf:"bytes,2,rep,name=problems,proto3" json:"problems,omitempty"`
+	// Endpoints that the node's CNI plugin told of, whether or not a calculator
+	// has sent them.
+	LocalEndpoints []*LocalEndpoint `protobuf:"bytes,3,rep,name=local_endpoints,json=localEndpoints,proto3" json:"local_endpoints,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Report) Reset() {
@@ -1159,6 +1162,77 @@ func (x *Report) GetProblems() []string {
 	return nil
 }
 
+func (x *Report) GetLocalEndpoints() []*LocalEndpoint {
+	if x != nil {
+		return x.LocalEndpoints
+	}
+	return nil
+}
+
+// LocalEndpoint is an endpoint as its node knows it.
+type LocalEndpoint struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the Endpoint, "namespace/pod".
+	Name *ResourceName `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// UID of the pod.
+	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	// The pod's addresses, sorted; each 4 or 16 bytes in network order.
+	Addresses     [][]byte `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalEndpoint) Reset() {
+	*x = LocalEndpoint{}
+	mi := &file_millrace_dataplane_v1_sync_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalEndpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalEndpoint) ProtoMessage() {}
+
+func (x *LocalEndpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_dataplane_v1_sync_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalEndpoint.ProtoReflect.Descriptor instead.
+func (*LocalEndpoint) Descriptor() ([]byte, []int) {
+	return file_millrace_dataplane_v1_sync_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *LocalEndpoint) GetName() *ResourceName {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *LocalEndpoint) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *LocalEndpoint) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 // Drain tells the agent to leave this stream and open another.
 type Drain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1172,7 +1246,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_millrace_dataplane_v1_sync_proto_msgTypes[14]
+	mi := &file_millrace_dataplane_v1_sync_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1184,7 +1258,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_dataplane_v1_sync_proto_msgTypes[14]
+	mi := &file_millrace_dataplane_v1_sync_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1197,7 +1271,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_millrace_dataplane_v1_sync_proto_rawDescGZIP(), []int{14}
+	return file_millrace_dataplane_v1_sync_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Drain) GetReason() string {
@@ -1227,7 +1301,7 @@ type Notice struct {
 
 func (x *Notice) Reset() {
 	*x = Notice{}
-	mi := &file_millrace_dataplane_v1_sync_proto_msgTypes[15]
+	mi := &file_millrace_dataplane_v1_sync_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +1313,7 @@ func (x *Notice) String() string {
 func (*Notice) ProtoMessage() {}
 
 func (x *Notice) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_dataplane_v1_sync_proto_msgTypes[15]
+	mi := &file_millrace_dataplane_v1_sync_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +1326,7 @@ func (x *Notice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Notice.ProtoReflect.Descriptor instead.
 func (*Notice) Descriptor() ([]byte, []int) {
-	return file_millrace_dataplane_v1_sync_proto_rawDescGZIP(), []int{15}
+	return file_millrace_dataplane_v1_sync_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Notice) GetReason() string {
@@ -1339,10 +1413,15 @@ const file_millrace_dataplane_v1_sync_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\v2#.millrace.dataplane.v1.ResourceNameR\x04name\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05field\x18\x03 \x01(\tR\x05field\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"x\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\xc7\x01\n" +
 	"\x06Report\x12R\n" +
 	"\x12attached_endpoints\x18\x01 \x03(\v2#.millrace.dataplane.v1.ResourceNameR\x11attachedEndpoints\x12\x1a\n" +
-	"\bproblems\x18\x02 \x03(\tR\bproblems\"X\n" +
+	"\bproblems\x18\x02 \x03(\tR\bproblems\x12M\n" +
+	"\x0flocal_endpoints\x18\x03 \x03(\v2$.millrace.dataplane.v1.LocalEndpointR\x0elocalEndpoints\"x\n" +
+	"\rLocalEndpoint\x127\n" +
+	"\x04name\x18\x01 \x01(\v2#.millrace.dataplane.v1.ResourceNameR\x04name\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\fR\taddresses\"X\n" +
 	"\x05Drain\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x127\n" +
 	"\x05cause\x18\x02 \x01(\x0e2!.millrace.dataplane.v1.DrainCauseR\x05cause\":\n" +
@@ -1370,7 +1449,7 @@ func file_millrace_dataplane_v1_sync_proto_rawDescGZIP() []byte {
 }
 
 var file_millrace_dataplane_v1_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_millrace_dataplane_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_millrace_dataplane_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_millrace_dataplane_v1_sync_proto_goTypes = []any{
 	(DrainCause)(0),               // 0: millrace.dataplane.v1.DrainCause
 	(*SyncRequest)(nil),           // 1: millrace.dataplane.v1.SyncRequest
@@ -1387,14 +1466,15 @@ var file_millrace_dataplane_v1_sync_proto_goTypes = []any{
 	(*Ack)(nil),                   // 12: millrace.dataplane.v1.Ack
 	(*ResourceError)(nil),         // 13: millrace.dataplane.v1.ResourceError
 	(*Report)(nil),                // 14: millrace.dataplane.v1.Report
-	(*Drain)(nil),                 // 15: millrace.dataplane.v1.Drain
-	(*Notice)(nil),                // 16: millrace.dataplane.v1.Notice
-	nil,                           // 17: millrace.dataplane.v1.Position.ResourceVersionsEntry
-	(DataplaneMode)(0),            // 18: millrace.dataplane.v1.DataplaneMode
-	(ResourceType)(0),             // 19: millrace.dataplane.v1.ResourceType
-	(*ResourceName)(nil),          // 20: millrace.dataplane.v1.ResourceName
-	(*Resource)(nil),              // 21: millrace.dataplane.v1.Resource
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*LocalEndpoint)(nil),         // 15: millrace.dataplane.v1.LocalEndpoint
+	(*Drain)(nil),                 // 16: millrace.dataplane.v1.Drain
+	(*Notice)(nil),                // 17: millrace.dataplane.v1.Notice
+	nil,                           // 18: millrace.dataplane.v1.Position.ResourceVersionsEntry
+	(DataplaneMode)(0),            // 19: millrace.dataplane.v1.DataplaneMode
+	(ResourceType)(0),             // 20: millrace.dataplane.v1.ResourceType
+	(*ResourceName)(nil),          // 21: millrace.dataplane.v1.ResourceName
+	(*Resource)(nil),              // 22: millrace.dataplane.v1.Resource
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
 }
 var file_millrace_dataplane_v1_sync_proto_depIdxs = []int32{
 	3,  // 0: millrace.dataplane.v1.SyncRequest.hello:type_name -> millrace.dataplane.v1.Hello
@@ -1405,31 +1485,33 @@ var file_millrace_dataplane_v1_sync_proto_depIdxs = []int32{
 	7,  // 5: millrace.dataplane.v1.SyncResponse.held_request:type_name -> millrace.dataplane.v1.HeldRequest
 	10, // 6: millrace.dataplane.v1.SyncResponse.update:type_name -> millrace.dataplane.v1.Update
 	11, // 7: millrace.dataplane.v1.SyncResponse.commit:type_name -> millrace.dataplane.v1.Commit
-	15, // 8: millrace.dataplane.v1.SyncResponse.drain:type_name -> millrace.dataplane.v1.Drain
-	16, // 9: millrace.dataplane.v1.SyncResponse.notice:type_name -> millrace.dataplane.v1.Notice
+	16, // 8: millrace.dataplane.v1.SyncResponse.drain:type_name -> millrace.dataplane.v1.Drain
+	17, // 9: millrace.dataplane.v1.SyncResponse.notice:type_name -> millrace.dataplane.v1.Notice
 	4,  // 10: millrace.dataplane.v1.Hello.types:type_name -> millrace.dataplane.v1.TypeSupport
 	5,  // 11: millrace.dataplane.v1.Hello.position:type_name -> millrace.dataplane.v1.Position
-	18, // 12: millrace.dataplane.v1.Hello.dataplane_mode:type_name -> millrace.dataplane.v1.DataplaneMode
-	19, // 13: millrace.dataplane.v1.TypeSupport.type:type_name -> millrace.dataplane.v1.ResourceType
-	17, // 14: millrace.dataplane.v1.Position.resource_versions:type_name -> millrace.dataplane.v1.Position.ResourceVersionsEntry
+	19, // 12: millrace.dataplane.v1.Hello.dataplane_mode:type_name -> millrace.dataplane.v1.DataplaneMode
+	20, // 13: millrace.dataplane.v1.TypeSupport.type:type_name -> millrace.dataplane.v1.ResourceType
+	18, // 14: millrace.dataplane.v1.Position.resource_versions:type_name -> millrace.dataplane.v1.Position.ResourceVersionsEntry
 	9,  // 15: millrace.dataplane.v1.Held.resources:type_name -> millrace.dataplane.v1.HeldResource
-	20, // 16: millrace.dataplane.v1.HeldResource.name:type_name -> millrace.dataplane.v1.ResourceName
-	21, // 17: millrace.dataplane.v1.Update.upserts:type_name -> millrace.dataplane.v1.Resource
-	20, // 18: millrace.dataplane.v1.Update.removals:type_name -> millrace.dataplane.v1.ResourceName
+	21, // 16: millrace.dataplane.v1.HeldResource.name:type_name -> millrace.dataplane.v1.ResourceName
+	22, // 17: millrace.dataplane.v1.Update.upserts:type_name -> millrace.dataplane.v1.Resource
+	21, // 18: millrace.dataplane.v1.Update.removals:type_name -> millrace.dataplane.v1.ResourceName
 	5,  // 19: millrace.dataplane.v1.Commit.position:type_name -> millrace.dataplane.v1.Position
-	22, // 20: millrace.dataplane.v1.Commit.trigger_time:type_name -> google.protobuf.Timestamp
+	23, // 20: millrace.dataplane.v1.Commit.trigger_time:type_name -> google.protobuf.Timestamp
 	13, // 21: millrace.dataplane.v1.Ack.errors:type_name -> millrace.dataplane.v1.ResourceError
-	22, // 22: millrace.dataplane.v1.Ack.programmed_time:type_name -> google.protobuf.Timestamp
-	20, // 23: millrace.dataplane.v1.ResourceError.name:type_name -> millrace.dataplane.v1.ResourceName
-	20, // 24: millrace.dataplane.v1.Report.attached_endpoints:type_name -> millrace.dataplane.v1.ResourceName
-	0,  // 25: millrace.dataplane.v1.Drain.cause:type_name -> millrace.dataplane.v1.DrainCause
-	1,  // 26: millrace.dataplane.v1.SyncService.Sync:input_type -> millrace.dataplane.v1.SyncRequest
-	2,  // 27: millrace.dataplane.v1.SyncService.Sync:output_type -> millrace.dataplane.v1.SyncResponse
-	27, // [27:28] is the sub-list for method output_type
-	26, // [26:27] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	23, // 22: millrace.dataplane.v1.Ack.programmed_time:type_name -> google.protobuf.Timestamp
+	21, // 23: millrace.dataplane.v1.ResourceError.name:type_name -> millrace.dataplane.v1.ResourceName
+	21, // 24: millrace.dataplane.v1.Report.attached_endpoints:type_name -> millrace.dataplane.v1.ResourceName
+	15, // 25: millrace.dataplane.v1.Report.local_endpoints:type_name -> millrace.dataplane.v1.LocalEndpoint
+	21, // 26: millrace.dataplane.v1.LocalEndpoint.name:type_name -> millrace.dataplane.v1.ResourceName
+	0,  // 27: millrace.dataplane.v1.Drain.cause:type_name -> millrace.dataplane.v1.DrainCause
+	1,  // 28: millrace.dataplane.v1.SyncService.Sync:input_type -> millrace.dataplane.v1.SyncRequest
+	2,  // 29: millrace.dataplane.v1.SyncService.Sync:output_type -> millrace.dataplane.v1.SyncResponse
+	29, // [29:30] is the sub-list for method output_type
+	28, // [28:29] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_millrace_dataplane_v1_sync_proto_init() }
@@ -1458,7 +1540,7 @@ func file_millrace_dataplane_v1_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_dataplane_v1_sync_proto_rawDesc), len(file_millrace_dataplane_v1_sync_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,9 +29,9 @@ func New(table tables.Routes) (*Programmer, error) {
 }
 
 // Sync makes the maps hold what is desired. Entries beyond that go only if
-// prune is set: before a node is in sync they may be of things it has not heard
+// they are stale: before a node is in sync they may be of things it has not heard
 // of yet. The errors are by route; everything else has been done.
-func (p *Programmer) Sync(desired map[tables.RouteKey]tables.Route, prune bool) map[tables.RouteKey]error {
+func (p *Programmer) Sync(desired map[tables.RouteKey]tables.Route, stale func(tables.RouteKey) bool) map[tables.RouteKey]error {
 	failed := map[tables.RouteKey]error{}
 	var puts [2][]tables.RouteEntry
 	for key, want := range desired {
@@ -40,11 +40,9 @@ func (p *Programmer) Sync(desired map[tables.RouteKey]tables.Route, prune bool) 
 		}
 	}
 	var deletes [2][]tables.RouteKey
-	if prune {
-		for key := range p.kernel {
-			if _, ok := desired[key]; !ok {
-				deletes[key.Family] = append(deletes[key.Family], key)
-			}
+	for key := range p.kernel {
+		if _, ok := desired[key]; !ok && stale(key) {
+			deletes[key.Family] = append(deletes[key.Family], key)
 		}
 	}
 	for _, f := range tables.Families {

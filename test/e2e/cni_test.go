@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+
+	"github.com/millrace-project/millrace/test/harness"
+	"github.com/millrace-project/millrace/test/probe"
+	"github.com/millrace-project/millrace/test/testbed"
+)
+
+// reach asks a service from a pod, on packets alone.
+func (r *runtime) reach(pod *testbed.Pod, service testbed.Service) {
+	r.Helper()
+	p := prober(r.T, r.stack, &pod.Host, true)
+	for _, family := range families {
+		for _, network := range networks {
+			answer := ask(r.T, p, probe.Dial{Network: network, Target: clusterIP(service, family)})
+			if answer.Failure != probe.None {
+				r.Fatalf("%s over IPv%d from %s to the service, right after ADD: %+v", network, family, pod.Name, answer)
+			}
+		}
+	}
+}
+
+// TestCNI gives a pod an interface by a real plugin and the chained one: when
+// that returns, the pod's packets are caught; when the interface is taken away,
+// nothing of the pod is left.
+func TestCNI(t *testing.T) {
+	for _, plugin := range []string{"ptp", "bridge"} {
+		t.Run(plugin, func(t *testing.T) {
+			r := startRuntime(t, plugin)
+			service := newService("shop", 1, r.stack.Nodes[0].Pods[0].Endpoint())
+			ctx := harness.Limit(t, 20*time.Second)
+			if err := errors.Join(r.stack.ApplyService(service), r.agent.WaitServices(ctx, service)); err != nil {
+				t.Fatal(err)
+			}
+			r.network()
+			before := contents(ctx, t, r.agent)
+
+			pod := r.sandbox("fresh")
+			if err := r.add(pod); err != nil {
+				t.Fatal(err)
+			}
+			e := r.known(pod, "cni")
+			if e.GetUid() != "uid-fresh" || e.GetDeviceBy() != "cni" || e.GetNetnsCookie() == 0 ||
+				!slices.Equal(e.GetAddresses(), []string{pod.IPv4.String(), pod.IPv6.String()}) {
+				t.Fatalf("endpoint %v", e)
+			}
+			r.reach(pod, service)
+			if len(r.flows(pod.IPv4)) == 0 || len(r.flows(pod.IPv6)) == 0 {
+				t.Fatal("the pod's packets were not tracked")
+			}
+			if err := r.check(pod); err != nil {
+				t.Fatalf("CHECK: %v", err)
+			}
+			// A calculator tells of the same pod: one endpoint.
+			r.node.Pods = append(r.node.Pods, pod)
+			if err := r.stack.ApplyNodes(); err != nil {
+				t.Fatal(err)
+			}
+			err := testbed.Eventually(harness.Limit(t, 20*time.Second), func() error {
+				if e := r.endpoints()["fresh"]; !slices.Equal(e.GetSources(), []string{"calculator", "cni"}) {
+					return fmt.Errorf("endpoint %v", e)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.known(pod, "calculator", "cni")
+
+			// The pod goes; calculators hear of it later.
+			for range 2 {
+				if err := r.del(pod); err != nil {
+					t.Fatal(err)
+				}
+				if e := r.endpoints()["fresh"]; e != nil {
+					t.Fatalf("after DEL: endpoint %v", e)
+				}
+				if flows := append(r.flows(pod.IPv4), r.flows(pod.IPv6)...); len(flows) > 0 {
+					t.Fatalf("after DEL: flows %v", flows)
+				}
+				if after := contents(ctx, t, r.agent); !slices.Equal(before, after) {
+					t.Fatalf("after DEL the maps hold\n%s\nand held before\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+				}
+			}
+			if err := r.stack.RemoveSandbox(pod); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// TestCNIAlone adds and deletes pods while no calculator answers, with an agent
+// that has never been in sync.
+func TestCNIAlone(t *testing.T) {
+	r := startRuntime(t, "ptp")
+	service := newService("shop", 1, r.stack.Nodes[0].Pods[0].Endpoint())
+	if err := errors.Join(r.stack.ApplyService(service), r.agent.WaitServices(harness.Limit(t, 20*time.Second), service)); err != nil {
+		t.Fatal(err)
+	}
+	r.killCalculator()
+	first := r.sandbox("first")
+	if err := r.add(first); err != nil {
+		t.Fatal(err)
+	}
+	r.reach(first, service)
+	r.restart()
+	r.known(first, "cni") // by what was kept
+	r.reach(first, service)
+	device := r.endpoints()["first"].GetDevice()
+	if err := r.del(first); err != nil {
+		t.Fatal(err)
+	}
+	if e := r.endpoints()["first"]; e != nil || len(r.flows(first.IPv4)) > 0 {
+		t.Fatalf("after DEL: %v, flows %v", e, r.flows(first.IPv4))
+	}
+	status, err := r.agent.GetStatus(harness.Limit(t, 20*time.Second), &agentv1.GetStatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, attachment := range status.GetDataplane().GetAttachments() {
+		if attachment.GetTarget() == device {
+			t.Fatalf("after DEL: %v", attachment)
+		}
+	}
+}
+
+// TestCNIAgentAway adds a pod while the agent is away for a moment, and for good,
+// and deletes one.
+func TestCNIAgentAway(t *testing.T) {
+	r := startRuntime(t, "ptp", "--cni-add-timeout", "2s")
+	r.network()
+	r.kill()
+	late := r.sandbox("late")
+	started := time.Now()
+	err := r.add(late)
+	var failure *types.Error
+	if !errors.As(err, &failure) || failure.Code != types.ErrTryAgainLater || !strings.Contains(failure.Msg, r.node.Socket) {
+		t.Fatalf("ADD without an agent: %v, want an error with code %d that names %s", err, types.ErrTryAgainLater, r.node.Socket)
+	}
+	if took := time.Since(started); took < 2*time.Second {
+		t.Fatalf("ADD gave up after %v, before its timeout", took)
+	}
+	if err := r.del(late); err != nil {
+		t.Fatalf("DEL without an agent: %v", err)
+	}
+	waiting := filepath.Join(r.node.Socket+".deleted", "*.json")
+	if left, _ := filepath.Glob(waiting); len(left) != 1 {
+		t.Fatalf("%v waits for the agent, want one deletion", left)
+	}
+	if err := r.agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.add(late); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := filepath.Glob(waiting); len(left) != 0 {
+		t.Fatalf("%v still waits for the agent, which has added another pod", left)
+	}
+	r.known(late, "cni")
+
+	// A pod goes while the agent is away, and another comes while it starts.
+	r.kill()
+	if err := r.del(late); err != nil {
+		t.Fatal(err)
+	}
+	next := r.sandbox("next")
+	done := make(chan error, 1)
+	go func() { done <- r.add(next) }()
+	if err := r.agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatalf("ADD while the agent started: %v", err)
+	}
+	r.known(next, "cni")
+	if e := r.endpoints()["late"]; e != nil {
+		t.Fatalf("deleted while the agent was away: %v", e)
+	}
+}
+
+// TestCNIInstall follows the plugin onto the node and off it again.
+func TestCNIInstall(t *testing.T) {
+	r := startRuntime(t, "ptp")
+	r.network()
+	main := filepath.Join(r.confDir, "10-main.conflist")
+	original := strings.Replace(read(t, main), "1.0.0", "0.4.0", 1)
+	original = original[:strings.LastIndex(original, "{\"type\":\"millrace-cni\"")]
+	original = strings.TrimRight(original, " \n,") + "\n  ]\n}"
+	// The main CNI writes its file anew, and is chained again.
+	r.write("10-main.conflist", original)
+	if list := r.network(); list.CNIVersion != "0.4.0" {
+		t.Fatalf("version %s", list.CNIVersion)
+	}
+	// Another comes before it.
+	r.write("05-first.conf", `{"cniVersion": "0.4.0", "name": "single", "type": "ptp", "ipam": {"type": "host-local", "subnet": "10.9.0.0/24"}}`)
+	err := testbed.Eventually(harness.Limit(t, 20*time.Second), func() error {
+		if list := r.network(); list.Name != "single" || len(list.Plugins) != 2 {
+			return fmt.Errorf("network %s with %d plugins", list.Name, len(list.Plugins))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(r.binDir, "millrace-cni")); err != nil {
+		t.Fatal(err)
+	}
+	err = testbed.Eventually(harness.Limit(t, 20*time.Second), func() error {
+		_, err := os.Stat(filepath.Join(r.binDir, "millrace-cni"))
+		return err
+	})
+	if err != nil {
+		t.Fatalf("a removed plugin does not come back: %v", err)
+	}
+	// It stays when the agent stops, and goes by cleanup.
+	r.kill()
+	r.network()
+	out, err := r.node.Run(binaries.Agent, "cleanup", "--bpf-dir", r.node.BPFDir, "--state-dir", r.node.StateDir,
+		"--cni-bin-dir", r.binDir, "--cni-conf-dir", r.confDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, main); got != original {
+		t.Fatalf("after cleanup the configuration is\n%s\nand was\n%s", got, original)
+	}
+	left, _ := filepath.Glob(filepath.Join(r.confDir, "*"))
+	if len(left) != 2 || filepath.Base(left[0]) != "05-first.conf" || !strings.Contains(string(out), "removed the CNI plugin") {
+		t.Fatalf("after cleanup, which printed %q: %v", out, left)
+	}
+	if left, _ := os.ReadDir(r.binDir); len(left) > 0 {
+		t.Fatalf("after cleanup: %v", left)
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// TestCNIChurn adds and deletes pods many times: nothing is left, and the times
+// that adding took are told.
+func TestCNIChurn(t *testing.T) {
+	rounds := 25
+	if os.Getenv("MILLRACE_SOAK") != "" {
+		rounds = 1000
+	}
+	r := startRuntime(t, "ptp")
+	r.network()
+	ctx := harness.Limit(t, 10*time.Minute)
+	before := contents(ctx, t, r.agent)
+	var took []time.Duration
+	for i := range rounds {
+		pod := r.sandbox(fmt.Sprintf("churn-%d", i))
+		started := time.Now()
+		if err := r.add(pod); err != nil {
+			t.Fatal(err)
+		}
+		took = append(took, time.Since(started))
+		if err := r.del(pod); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.stack.RemoveSandbox(pod); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(took)
+	t.Logf("ADD by ptp, host-local and millrace-cni: median %v, 99%% %v", took[len(took)/2], took[len(took)*99/100])
+	if after := contents(ctx, t, r.agent); !slices.Equal(before, after) {
+		t.Fatalf("the maps hold\n%s\nand held before\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+	}
+	for name := range r.endpoints() {
+		if strings.HasPrefix(name, "churn") {
+			t.Errorf("endpoint %s is left", name)
+		}
+	}
+	for _, pattern := range []string{filepath.Join(filepath.Dir(r.confDir), "run", "*", "*"), filepath.Join(r.node.Socket+".deleted", "*")} {
+		if left, _ := filepath.Glob(pattern); len(left) > 0 {
+			t.Errorf("%v is left", left)
+		}
+	}
+	status, err := r.agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(status.GetDataplane().GetDevices()); n > 4 {
+		t.Errorf("%d devices", n)
+	}
+	if len(status.GetErrors())+len(status.GetProblems()) > 0 {
+		t.Errorf("errors %v, problems %v", status.GetErrors(), status.GetProblems())
+	}
+}
