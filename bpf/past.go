@@ -25,7 +25,7 @@ import (
 // converted content of the old tables, programs are loaded on them, and attached
 // at every hook behind those of the past. A program passes on what it does not
 // know; so the past goes on with all flows and sockets, and the new programs do
-// nothing yet. Then ([Dataplane.Succeed]) the past's frontends and routes are
+// nothing yet. Then ([Dataplane.Succeed]) the past's routes and frontends are
 // removed one by one: what begins from then on is the new programs'. Flows and
 // sockets of the past are converted one by one: entered in the new maps first,
 // then removed from the old ones, and with that removal the past passes their

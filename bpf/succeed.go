@@ -80,7 +80,12 @@ func (d *Dataplane) beginSucceeding() (found bool, err error) {
 	if err := d.standBehind(); err != nil {
 		return true, err
 	}
-	for _, name := range []string{"frontends_v4", "frontends_v6", "routes_v4", "routes_v6"} {
+	// Routes go first. Without frontends, but with routes, the past would make a
+	// plain record of what a client sends to a node port; where flow maps are
+	// shared, the present programs would hit that and translate nothing. Without
+	// routes it makes no plain records, and what it still translates differs in
+	// this alone: flows that begin in between never take the fast path.
+	for _, name := range []string{"routes_v4", "routes_v6", "frontends_v4", "frontends_v6"} {
 		if err := d.emptyPast(name); err != nil {
 			return true, err
 		}

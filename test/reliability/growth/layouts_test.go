@@ -4,11 +4,9 @@ package growth
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -17,24 +15,6 @@ import (
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
-// forgeLayouts makes the record of a node's maps say that those whose names
-// match have another layout than the agent knows.
-func forgeLayouts(t *testing.T, node *testbed.Node, maps string) {
-	t.Helper()
-	record := filepath.Join(node.BPFDir, "maps", "layouts")
-	text, err := os.Readlink(record)
-	if err != nil {
-		t.Fatal(err)
-	}
-	forged := regexp.MustCompile(`(`+maps+`)=\S+`).ReplaceAllString(text, "$1=000000000000")
-	if forged == text {
-		t.Fatalf("no map %s in %q", maps, text)
-	}
-	if err := errors.Join(os.Remove(record), os.Symlink(forged, record)); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // restart kills an agent, and starts it when its maps have another layout.
 func (w *world) restart(t *testing.T, agent *testbed.Agent, maps string) {
 	t.Helper()
@@ -42,7 +22,9 @@ func (w *world) restart(t *testing.T, agent *testbed.Agent, maps string) {
 		t.Fatal(err)
 	}
 	if maps != "" {
-		forgeLayouts(t, agent.Node, "objects|"+maps)
+		if err := agent.Node.ForgeLayouts(maps); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := agent.Start(); err != nil {
 		t.Fatal(err)
