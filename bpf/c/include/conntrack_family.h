@@ -138,6 +138,14 @@ static __noinline bool FAM(ct_lookup)(const struct FAM(ct_key) *key, bool src_is
 	hit->record = FAM(ct_resolve)(e, now);
 	if (hit->record)
 		goto found;
+	/*
+	 * Another processor may have promoted it past the looks: then it is where
+	 * they began. Missed, an answer would pass untranslated.
+	 */
+	e = FAM(ct_get)(FAM(ct_established)(CT_CURRENT), key);
+	hit->record = FAM(ct_resolve)(e, now);
+	if (hit->record)
+		goto found;
 	return false;
 found:
 	hit->kind = e->kind;
