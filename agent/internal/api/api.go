@@ -65,6 +65,8 @@ type Server struct {
 	Endpoints agentv1.EndpointServiceServer
 	// CNI tells of the plugin's installation; nil if the agent installs none.
 	CNI func() *agentv1.CNIState
+	// Known adds what is known of calculators to a status.
+	Known func(*agentv1.GetStatusResponse)
 	// Problems are things wrong on the node that nobody else tells.
 	Problems func() []string
 }
@@ -125,6 +127,7 @@ func (s *Server) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agentv1
 	if s.CNI != nil {
 		response.Cni = s.CNI()
 	}
+	s.Known(response)
 	if !c.ConnectTime.IsZero() {
 		response.Calculator.ConnectTime = timestamppb.New(c.ConnectTime)
 	}

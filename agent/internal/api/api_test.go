@@ -108,7 +108,7 @@ func serve(t *testing.T, p *plane) (*grpc.ClientConn, *fakes, *Serving) {
 	b.Upsert(held.Name{Type: 5, Key: "a/b"}, held.Entry{})
 	store.Apply(b)
 	socket := filepath.Join(t.TempDir(), "s")
-	s := &Server{Node: "n1", Version: "v", Store: store, Dataplane: p, Applier: f, Stream: stream{}, Problems: func() []string { return []string{"p"} }}
+	s := &Server{Node: "n1", Version: "v", Store: store, Dataplane: p, Applier: f, Stream: stream{}, Problems: func() []string { return []string{"p"} }, Known: func(*agentv1.GetStatusResponse) {}}
 	serving, err := Serve(s, socket, "127.0.0.1:0", nil, nil, func(err error) { t.Error(err) })
 	if err != nil {
 		t.Fatal(err)

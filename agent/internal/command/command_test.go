@@ -37,7 +37,6 @@ func TestUsage(t *testing.T) {
 		{[]string{"--calculator=unix:relative"}, []string{"--calculator", "unix:/path or HOST:PORT"}},
 		{[]string{"--calculator=192.0.2.1:7700"}, []string{"--calculator", "--tls-ca", "--insecure"}},
 		{[]string{"--listen=0.0.0.0:1"}, []string{"--listen", "--tls-cert", "--insecure"}},
-		{[]string{"--metrics-listen=:1"}, []string{"--metrics-listen", "--tls-cert", "--insecure"}},
 		{[]string{"--listen=127.0.0.1:1"}, []string{"--listen", "--tls-cert", "--insecure"}},
 		{[]string{"--token-file=relative"}, []string{"--token-file", "absolute"}},
 		{[]string{"--listen=nonsense"}, []string{"--listen", "HOST:PORT"}},

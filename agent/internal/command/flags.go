@@ -25,27 +25,29 @@ import (
 
 // options are the values of all flags.
 type options struct {
-	node          string
-	calculators   []string
-	bpfFS         string
-	cgroupRoot    string
-	stateDir      string
-	fallbackDir   string
-	sysctlDir     string
-	listenUnix    string
-	listen        string
-	metricsListen string
-	tls           transport.TLS
-	tokenFile     string
-	snatPorts     string
-	uplinkExclude []string
-	fastPath      bool
-	without       []string
-	logLevel      string
-	logFormat     string
-	sizes         struct{ frontends, backends, routes, embryonic, established, ids uint32 }
-	growth        growth
-	cni           cni
+	node           string
+	calculators    []string
+	calculatorsDir string
+	given          func(flag string) bool
+	bpfFS          string
+	cgroupRoot     string
+	stateDir       string
+	fallbackDir    string
+	sysctlDir      string
+	listenUnix     string
+	listen         string
+	metricsListen  string
+	tls            transport.TLS
+	tokenFile      string
+	snatPorts      string
+	uplinkExclude  []string
+	fastPath       bool
+	without        []string
+	logLevel       string
+	logFormat      string
+	sizes          struct{ frontends, backends, routes, embryonic, established, ids uint32 }
+	growth         growth
+	cni            cni
 }
 
 // register adds the flags that every subcommand has which touches the kernel.
@@ -58,6 +60,7 @@ func (o *options) registerPaths(flags *pflag.FlagSet) {
 }
 
 func (o *options) registerFallback(flags *pflag.FlagSet) {
+	flags.StringVar(&o.calculatorsDir, "calculators-dir", "", "directory that the calculators' ConfigMap is mounted at, with their addresses and certificate authority; read anew when it changes. With it --calculator has no default")
 	flags.StringVar(&o.fallbackDir, "state-fallback-dir", "/run/millrace", "directory in memory for the log while --state-dir cannot be written; a reboot must empty it; empty for none")
 }
 
@@ -65,6 +68,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	o.registerPaths(flags)
 	host, _ := os.Hostname()
 	flags.StringVar(&o.node, "node-name", host, "name of this node in the cluster")
+	o.given = flags.Changed
 	flags.StringSliceVar(&o.calculators, "calculator", []string{"127.0.0.1:7700"}, "address of a calculator, HOST:PORT or unix:/path; repeat, or separate by commas, for more")
 	o.registerFallback(flags)
 	flags.StringVar(&o.cgroupRoot, "cgroup-root", "/sys/fs/cgroup", "directory of the cgroup v2 hierarchy below which this node's processes are")
@@ -72,11 +76,11 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.listen, "listen", "", "HOST:PORT to serve gRPC on too, with TLS; empty for none")
 	flags.StringVar(&o.tokenFile, "token-file", "", "file of the service account's token to show calculators over TLS; read anew for each stream; empty for none")
 	flags.StringVar(&o.metricsListen, "metrics-listen", "127.0.0.1:9701", "HOST:PORT to serve /metrics, /healthz and /readyz on; empty for none")
-	flags.StringVar(&o.tls.Cert, "tls-cert", "", "file of the certificate to serve with, and to show calculators, PEM; turns TLS on for --listen and --metrics-listen")
+	flags.StringVar(&o.tls.Cert, "tls-cert", "", "file of the certificate to serve with, and to show calculators, PEM; turns TLS on for --listen and --metrics-listen; the latter is plain HTTP without")
 	flags.StringVar(&o.tls.Key, "tls-key", "", "file of the key of --tls-cert, PEM")
 	flags.StringVar(&o.tls.ClientCA, "tls-client-ca", "", "file of the CA certificates that clients' certificates must come from, PEM")
-	flags.StringVar(&o.tls.CalculatorCA, "tls-ca", "", "file of the CA certificates that calculators' must come from, PEM; turns TLS on towards calculators")
-	flags.StringVar(&o.tls.CalculatorName, "tls-server-name", "", "name to expect in a calculator's certificate (default the host dialled)")
+	flags.StringVar(&o.tls.CalculatorCA, "tls-ca", "", "file of the CA certificates that calculators' must come from, PEM, beside those that calculators announce; turns TLS on towards calculators")
+	flags.StringVar(&o.tls.CalculatorName, "tls-server-name", "", "name to expect in a calculator's certificate (default the host dialled; millrace-calculator for those that calculators announce)")
 	flags.BoolVar(&o.tls.Insecure, "insecure", false, "allow plaintext beyond unix sockets and loopback")
 	flags.StringVar(&o.snatPorts, "snat-ports", "20000-29999", "source ports, FIRST-LAST, of connections whose source is translated")
 	flags.StringArrayVar(&o.uplinkExclude, "uplink-exclude", nil, "pattern of names (*, ?, [..]) of devices that are no uplinks; repeat for more")
@@ -150,7 +154,7 @@ func (o *options) check() (*settings, error) {
 	switch {
 	case o.node == "" || strings.ContainsAny(o.node, "/ \t\n"):
 		return nil, fmt.Errorf("--node-name: %q must be the name of a node", o.node)
-	case len(o.calculators) == 0:
+	case len(o.calculators) == 0 && o.calculatorsDir == "":
 		return nil, fmt.Errorf("--calculator: at least one address, HOST:PORT or unix:/path, is needed")
 	}
 	for flag, path := range map[string]string{
@@ -181,10 +185,8 @@ func (o *options) check() (*settings, error) {
 	if err := o.cni.check(o.listenUnix); err != nil {
 		return nil, err
 	}
-	for _, address := range o.calculators {
-		if _, _, err := o.tls.Dial(address); err != nil {
-			return nil, err
-		}
+	if err := o.checkCalculators(); err != nil {
+		return nil, err
 	}
 	for flag, address := range map[string]string{"--listen": o.listen, "--metrics-listen": o.metricsListen} {
 		if address == "" {
@@ -192,6 +194,9 @@ func (o *options) check() (*settings, error) {
 		}
 		if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
 			return nil, fmt.Errorf("%s: %q must be HOST:PORT or empty", flag, address)
+		}
+		if flag == "--metrics-listen" {
+			continue // without a certificate in plain HTTP, as calculators do
 		}
 		if _, err := o.tls.Server(flag, address); err != nil {
 			return nil, err

@@ -26,6 +26,7 @@ import (
 	"github.com/millrace-project/millrace/agent/internal/conntrack"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
+	"github.com/millrace-project/millrace/agent/internal/discovery"
 	"github.com/millrace-project/millrace/agent/internal/endpoints"
 	"github.com/millrace-project/millrace/agent/internal/endpointserver"
 	"github.com/millrace-project/millrace/agent/internal/held"
@@ -55,20 +56,21 @@ func tuneMemory() {
 // agent is everything of a running agent.
 type agent struct {
 	*settings
-	lock    *mbpf.Lock
-	log     *zap.Logger
-	metrics *metrics.Metrics
-	store   *held.Store
-	journal *statelog.Log
-	system  *bpf.System
-	plane   *bpf.Plane
-	tables  *tables.Kernel
-	applier *applier.Applier
-	client  *syncclient.Client
-	sweeper *conntrack.Sweeper
-	grower  *conntrack.Grower
-	serving *api.Serving
-	token   *identity.TokenFile // nil if none is shown
+	lock      *mbpf.Lock
+	log       *zap.Logger
+	metrics   *metrics.Metrics
+	store     *held.Store
+	journal   *statelog.Log
+	system    *bpf.System
+	plane     *bpf.Plane
+	tables    *tables.Kernel
+	applier   *applier.Applier
+	client    *syncclient.Client
+	discovery *discovery.Discovery
+	sweeper   *conntrack.Sweeper
+	grower    *conntrack.Grower
+	serving   *api.Serving
+	token     *identity.TokenFile // nil if none is shown
 
 	registry  *endpoints.Registry
 	endpoints *endpointserver.Server
@@ -223,16 +225,13 @@ func (a *agent) serve(ctx context.Context, version string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	a.applier = applier.New(a.store, a.journal, a.plane, a.metrics, a.log)
-	targets, err := a.targets()
-	if err != nil {
-		return err
-	}
-	a.client = syncclient.New(syncclient.Options{Node: a.node, Version: version, Targets: targets, Token: a.showToken()},
+	a.makeDiscovery()
+	a.client = syncclient.New(syncclient.Options{Node: a.node, Version: version, Discovery: a.discovery, Token: a.showToken()},
 		a.store, a.applier, a.metrics, a.log)
 	a.makeCNI()
 	server := &api.Server{
 		Node: a.node, Version: version, Started: time.Now(), Store: a.store, Dataplane: a.plane,
-		Applier: a.applier, Stream: a.client, Problems: a.listProblems,
+		Applier: a.applier, Stream: a.client, Problems: a.listProblems, Known: a.tellKnown,
 		Endpoints: a.endpoints,
 	}
 	if a.installer != nil {
@@ -278,18 +277,6 @@ func (a *agent) tlsFor(flag, address string) (*tls.Config, error) {
 	return a.tls.Server(flag, address)
 }
 
-func (a *agent) targets() ([]syncclient.Target, error) {
-	var targets []syncclient.Target
-	for _, address := range a.calculators {
-		dial, creds, err := a.tls.Dial(address)
-		if err != nil {
-			return nil, err
-		}
-		targets = append(targets, syncclient.Target{Address: address, Dial: dial, Credentials: creds})
-	}
-	return targets, nil
-}
-
 func (a *agent) makeSweeper() {
 	a.sweeper = conntrack.NewSweeper(a.system.Conntrack(), conntrack.Observer{
 		Begin: a.plane.RestingIDs,
@@ -321,6 +308,7 @@ func (a *agent) work(ctx context.Context, events interfaces.Events) {
 	defer wait.Wait()
 	wait.Go(func() { a.applier.Run(ctx) })
 	wait.Go(func() { a.client.Run(ctx) })
+	wait.Go(func() { a.discovery.Watch(ctx) })
 	wait.Go(func() {
 		a.journal.Maintain(ctx, func() { a.applier.LogChanged(ctx) }, a.applier.LogFailed) //nolint:errcheck // ctx has ended
 	})
@@ -435,9 +423,11 @@ func (a *agent) listenMetrics(failed context.CancelCauseFunc, notReady func() st
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	config, err := a.tlsFor("--metrics-listen", a.metricsListen)
-	if err != nil {
-		return nil, err
+	var config *tls.Config // plain HTTP without a certificate
+	if a.tls.Cert != "" {
+		if config, err = a.tlsFor("--metrics-listen", a.metricsListen); err != nil {
+			return nil, err
+		}
 	}
 	listener, err := net.Listen("tcp", a.metricsListen)
 	if err != nil {

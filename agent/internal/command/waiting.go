@@ -104,21 +104,19 @@ func (s *settings) startWaiting(ctx context.Context, cancel context.CancelCauseF
 	w := &waiting{plane: absent.New(store, s.kernelState(), why)}
 	a := &agent{settings: s, log: log, metrics: metrics.New(version), store: store}
 	w.applier = applier.New(store, memory{store}, w.plane, a.metrics, log)
-	targets, err := a.targets()
-	if err != nil {
-		return nil, err
-	}
-	// One small resource is the least that a stream is for; what a node is to
-	// have is of no use here.
-	client := syncclient.New(syncclient.Options{Node: s.node, Version: version, Targets: targets, Token: a.showToken(),
-		Types: []dataplanev1.ResourceType{dataplanev1.ResourceType_RESOURCE_TYPE_NODE_CONFIG}}, store, w.applier, a.metrics, log)
+	a.makeDiscovery()
+	// One small resource is the least that a stream is for, and calculators may
+	// move meanwhile; what a node is to have is of no use here.
+	client := syncclient.New(syncclient.Options{Node: s.node, Version: version, Discovery: a.discovery, Token: a.showToken(),
+		Types: []dataplanev1.ResourceType{dataplanev1.ResourceType_RESOURCE_TYPE_NODE_CONFIG,
+			dataplanev1.ResourceType_RESOURCE_TYPE_CALCULATORS}}, store, w.applier, a.metrics, log)
 	config, err := a.tlsFor("--listen", s.listen)
 	if err != nil {
 		return nil, err
 	}
 	serving, err := api.Serve(&api.Server{
 		Node: s.node, Version: version, Started: time.Now(), Store: store, Dataplane: w.plane,
-		Applier: w.applier, Stream: client, Problems: a.tokenProblems,
+		Applier: w.applier, Stream: client, Problems: a.tokenProblems, Known: a.tellKnown,
 		Endpoints: &absent.EndpointService{Plane: w.plane},
 	}, s.listenUnix, s.listen, config, a.denied, func(err error) { cancel(err) })
 	if err != nil {
@@ -134,7 +132,7 @@ func (s *settings) startWaiting(ctx context.Context, cancel context.CancelCauseF
 	}
 	w.ended = append(w.ended, stopMetrics)
 	w.applier.Restore(ctx)
-	for _, run := range []func(context.Context){w.applier.Run, client.Run} {
+	for _, run := range []func(context.Context){w.applier.Run, client.Run, a.discovery.Watch} {
 		done := make(chan struct{})
 		go func() { defer close(done); run(ctx) }()
 		w.ended = append(w.ended, func() { <-done })

@@ -63,11 +63,21 @@ type Target struct {
 	Credentials credentials.TransportCredentials
 }
 
+// Discovery knows where calculators are.
+type Discovery interface {
+	// Addresses lists where one may be.
+	Addresses() []string
+	// Target tells how to dial one of them, by what is known at the moment.
+	Target(address string) (Target, error)
+	// Changed has an entry when there may be others than before.
+	Changed() <-chan struct{}
+}
+
 // Options are a client's settings.
 type Options struct {
-	Node    string
-	Version string
-	Targets []Target
+	Node      string
+	Version   string
+	Discovery Discovery
 	// Types to announce; all that this agent understands if empty.
 	Types []dataplanev1.ResourceType
 	// Token is shown to calculators that are dialled with TLS. It may be nil.
@@ -151,7 +161,7 @@ type drained struct {
 
 func (d *drained) Error() string { return "the calculator asks to connect anew: " + d.reason }
 
-func (c *Client) ended(target Target, err error) {
+func (c *Client) ended(address string, err error) {
 	c.applier.Detach()
 	c.metrics.Connected.Set(0)
 	c.metrics.InSync.Set(0)
@@ -163,9 +173,12 @@ func (c *Client) ended(target Target, err error) {
 			s.Disconnected = time.Now()
 		}
 		s.Connected, s.InSync, s.Address, s.CalculatorID = false, false, "", ""
-		s.LastError = fmt.Sprintf("%s: %v", target.Address, err)
+		s.LastError = err.Error()
+		if address != "" {
+			s.LastError = address + ": " + s.LastError
+		}
 	})
-	c.log.Info("stream ended", zap.String("calculator", target.Address), zap.String("reason", reason), zap.Error(err))
+	c.log.Info("stream ended", zap.String("calculator", address), zap.String("reason", reason), zap.Error(err))
 }
 
 // Reason returns why a stream ended in one word: the reason that the

@@ -74,15 +74,22 @@ type agent struct {
 	applier *applier.Applier
 }
 
+// known are sockets of calculators.
+type known []string
+
+func (k known) Addresses() []string      { return k }
+func (k known) Changed() <-chan struct{} { return nil }
+func (k known) Target(path string) (Target, error) {
+	return Target{Address: path, Dial: "unix://" + path, Credentials: insecure.NewCredentials()}, nil
+}
+
 func start(t *testing.T, paths ...string) *agent {
 	t.Helper()
 	store := held.New()
 	m := metrics.New("test")
 	a := applier.New(store, journal{store}, plane{}, m, zap.NewNop())
 	options := Options{Node: "n1", Version: "test", Backoff: Backoff{First: 5 * time.Millisecond, Last: 20 * time.Millisecond}}
-	for _, p := range paths {
-		options.Targets = append(options.Targets, Target{Address: p, Dial: "unix://" + p, Credentials: insecure.NewCredentials()})
-	}
+	options.Discovery = known(paths)
 	c := New(options, store, a, m, zap.NewNop())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{}, 2)

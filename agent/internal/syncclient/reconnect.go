@@ -46,8 +46,18 @@ func (c *Client) Run(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
+		case <-c.options.Discovery.Changed():
+			wait = c.options.Backoff.First
+			sleep(ctx, rand.N(wait)) // other agents were told the same
 		case <-time.After(pause):
 		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 
@@ -63,13 +73,32 @@ type roundEnd struct {
 // round tries the targets until there was a proper stream at one of them.
 // notBefore has the addresses that asked to wait.
 func (c *Client) round(ctx context.Context, avoid string, notBefore map[string]time.Time) (end roundEnd) {
-	for _, target := range c.order(avoid) {
+	addresses := c.order(avoid)
+	if len(addresses) == 0 {
+		c.ended("", errNowhere)
+	}
+	for address := range notBefore {
+		if !slices.Contains(addresses, address) {
+			delete(notBefore, address)
+		}
+	}
+	for i, address := range addresses {
+		if i > 0 {
+			select {
+			case <-c.options.Discovery.Changed():
+				return roundEnd{moved: true, avoid: avoid} // the rest may be out of date
+			default:
+			}
+		}
 		started := time.Now()
-		if started.Before(notBefore[target.Address]) {
+		if started.Before(notBefore[address]) {
 			continue
 		}
-		err := c.stream(ctx, target)
-		c.ended(target, err)
+		target, err := c.options.Discovery.Target(address)
+		if err == nil {
+			err = c.stream(ctx, target)
+		}
+		c.ended(address, err)
 		if ctx.Err() != nil {
 			return end
 		}
@@ -77,37 +106,35 @@ func (c *Client) round(ctx context.Context, avoid string, notBefore map[string]t
 		if errors.As(err, &drain) {
 			end = roundEnd{moved: true}
 			if !drain.anew {
-				end.avoid = target.Address
+				end.avoid = address
 			}
 			return end
 		}
 		// A stream that lived a while was a good one: begin anew, and not with
 		// the longest wait.
 		if time.Since(started) > c.options.Backoff.Last {
-			return roundEnd{lived: true, avoid: target.Address}
+			return roundEnd{lived: true, avoid: address}
 		}
 		if delay := retryDelay(err); delay > 0 {
 			// Others were told the same.
-			notBefore[target.Address] = time.Now().Add(delay + rand.N(delay))
+			notBefore[address] = time.Now().Add(delay + rand.N(delay))
 		}
 	}
 	return end
 }
 
-// order returns the targets in random order, the one to avoid last.
-func (c *Client) order(avoid string) []Target {
-	targets := slices.Clone(c.options.Targets)
-	rand.Shuffle(len(targets), func(i, j int) { targets[i], targets[j] = targets[j], targets[i] })
-	slices.SortStableFunc(targets, func(a, b Target) int {
-		switch {
-		case a.Address == avoid && b.Address != avoid:
-			return 1
-		case b.Address == avoid && a.Address != avoid:
-			return -1
-		}
-		return 0
-	})
-	return targets
+// errNowhere is why there is no stream before anybody has told where
+// calculators are.
+var errNowhere = refuse("NO_ADDRESS", "no address of a calculator is known")
+
+// order returns the addresses in random order, the one to avoid last.
+func (c *Client) order(avoid string) []string {
+	addresses := slices.Clone(c.options.Discovery.Addresses())
+	rand.Shuffle(len(addresses), func(i, j int) { addresses[i], addresses[j] = addresses[j], addresses[i] })
+	if i := slices.Index(addresses, avoid); i >= 0 {
+		addresses = append(slices.Delete(addresses, i, i+1), avoid)
+	}
+	return addresses
 }
 
 // longestDelay bounds what a calculator can make an agent wait.

@@ -5,6 +5,7 @@
 package transport
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -18,6 +19,8 @@ import (
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/millrace-project/millrace/proto/announcement"
 )
 
 // TLS names the files of certificates and keys, all PEM.
@@ -50,9 +53,6 @@ func (t *TLS) Check() error {
 	}
 	if t.ClientCA != "" && t.Cert == "" {
 		return errors.New("--tls-client-ca needs --tls-cert and --tls-key")
-	}
-	if t.CalculatorName != "" && t.CalculatorCA == "" {
-		return errors.New("--tls-server-name needs --tls-ca")
 	}
 	if t.Cert != "" {
 		if _, err := tls.LoadX509KeyPair(t.Cert, t.Key); err != nil {
@@ -109,8 +109,42 @@ func (t *TLS) Server(flag, address string) (*tls.Config, error) {
 	return config, nil
 }
 
-// Dial returns how to dial a calculator: "unix:/path" or "host:port".
-func (t *TLS) Dial(address string) (target string, creds credentials.TransportCredentials, err error) {
+// Trust is what is known of calculators beside the flags.
+type Trust struct {
+	// Authorities are what a calculator's certificate may come from, beside those
+	// of CalculatorCA.
+	Authorities []*x509.Certificate
+	// Name is expected in the certificate, unless the flags name another; if it is
+	// empty, the host that is dialled.
+	Name string
+}
+
+// ErrNoAuthority says that nobody is known who could vouch for a calculator.
+var ErrNoAuthority = errors.New("no certificate authority is known that calculators' certificates come from")
+
+// Authorities returns those of the flags.
+func (t *TLS) Authorities() ([]*x509.Certificate, error) {
+	if t.CalculatorCA == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(t.CalculatorCA)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-ca: %w", err)
+	}
+	list, bad := announcement.ParseAuthorities(pem)
+	if len(bad) > 0 {
+		return list, fmt.Errorf("--tls-ca: %s: %s", t.CalculatorCA, bad[0])
+	}
+	if len(list) == 0 {
+		return nil, fmt.Errorf("--tls-ca: %s holds no certificate in PEM form", t.CalculatorCA)
+	}
+	return list, nil
+}
+
+// Dial returns how to dial a calculator: "unix:/path" or "host:port". Files are
+// read anew, so that a change counts for the next dial. Where an authority is
+// known TLS is spoken, whatever else is allowed.
+func (t *TLS) Dial(address string, trust Trust) (target string, creds credentials.TransportCredentials, err error) {
 	if rest, ok := strings.CutPrefix(address, "unix:"); ok {
 		path := "/" + strings.TrimLeft(rest, "/")
 		if len(path) < 2 || !strings.HasPrefix(rest, "/") {
@@ -126,23 +160,25 @@ func (t *TLS) Dial(address string) (target string, creds credentials.TransportCr
 	if net.ParseIP(host) != nil {
 		target = "passthrough:///" + address
 	}
-	if t.CalculatorCA == "" {
+	authorities, err := t.Authorities()
+	if err != nil && len(authorities)+len(trust.Authorities) == 0 {
+		return "", nil, err
+	}
+	authorities = append(authorities, trust.Authorities...)
+	if len(authorities) == 0 {
 		if !t.Insecure && !loopback(host) {
-			return "", nil, fmt.Errorf("--calculator: %q is not loopback: give --tls-ca, or --insecure for plaintext", address)
+			return "", nil, fmt.Errorf("--calculator: %q is not loopback: give --tls-ca or --calculators-dir, or --insecure for plaintext: %w", address, ErrNoAuthority)
 		}
 		return target, insecure.NewCredentials(), nil
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: t.CalculatorName}
-	if config.ServerName == "" {
-		config.ServerName = host
-	}
-	if config.RootCAs, err = pool("--tls-ca", t.CalculatorCA); err != nil {
-		return "", nil, err
+	config := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: cmp.Or(t.CalculatorName, trust.Name, host), RootCAs: x509.NewCertPool()}
+	for _, authority := range authorities {
+		config.RootCAs.AddCert(authority)
 	}
 	if t.Cert != "" {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return t.pair() }
 	}
-	return target, credentials.NewTLS(config), nil
+	return target, explaining{credentials.NewTLS(config), authorities}, nil
 }
 
 // ListenUnix listens on a unix socket that only its owner and group can use. A

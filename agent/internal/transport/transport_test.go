@@ -131,7 +131,7 @@ func TestMutualTLS(t *testing.T) {
 		"wrong name":        {TLS{Cert: agentCert, Key: agentKey, CalculatorCA: ca.file}, false},
 		"plaintext":         {TLS{}, false},
 	} {
-		target, creds, err := c.flags.Dial(address)
+		target, creds, err := c.flags.Dial(address, Trust{})
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -153,13 +153,13 @@ func TestPlaintext(t *testing.T) {
 			if _, err := f.Server("--listen", address); (err == nil) != want {
 				t.Errorf("serve on %s, insecure %v: %v", address, insecureFlag, err)
 			}
-			if _, _, err := f.Dial(address); (err == nil) != want {
+			if _, _, err := f.Dial(address, Trust{}); (err == nil) != want {
 				t.Errorf("dial %s, insecure %v: %v", address, insecureFlag, err)
 			}
 		}
 	}
 	socket := filepath.Join(t.TempDir(), "s")
-	target, _, err := (&TLS{}).Dial("unix:" + socket)
+	target, _, err := (&TLS{}).Dial("unix:"+socket, Trust{})
 	if err != nil || target != "unix://"+socket {
 		t.Errorf("unix socket: %s, %v", target, err)
 	}
