@@ -167,8 +167,11 @@ func (l *Log) take(recovery *Recovery) error {
 	if err != nil {
 		// Half of it, and the kernel may hold what the other half says.
 		recovery.Damage, recovery.Discarded = err.Error(), recovery.SameBoot
-	} else if recovery.Damage != "" {
-		recovery.Discarded = recovery.SameBoot && !recovery.torn
+	} else if recovery.Damage != "" && recovery.SameBoot {
+		if err = l.judge(good, info.Size(), recovery); err != nil {
+			recovery.torn = false
+		}
+		recovery.Discarded = !recovery.torn
 	}
 	if recovery.Damage != "" {
 		recovery.TruncatedBytes = info.Size() - good
@@ -183,6 +186,19 @@ func (l *Log) take(recovery *Recovery) error {
 		return fmt.Errorf("read state log: %w", err)
 	}
 	return l.ready(good, recovery)
+}
+
+// judge tells a last record that was not written in whole, of which nothing was
+// in the kernel, from other damage that looks alike.
+func (l *Log) judge(good, size int64, recovery *Recovery) error {
+	if !recovery.torn {
+		return nil
+	}
+	why, err := judgeTail(l.file, good, size)
+	if why != "" {
+		recovery.Damage, recovery.torn = recovery.Damage+"; but "+why, false
+	}
+	return err
 }
 
 // forget drops what was replayed but for how far it had come: calculators that

@@ -178,6 +178,73 @@ func TestTorn(t *testing.T) {
 	}
 }
 
+// TestLengthDamaged flips each byte of the headers of a record in the middle and
+// of the last one. Their lengths then often reach past the end, as that of a
+// record does that was never written in whole; but what they and all that
+// follows say is in the kernel.
+func TestLengthDamaged(t *testing.T) {
+	dir := t.TempDir()
+	states, lengths := fill(t, dir, rand.New(rand.NewPCG(15, 15)), 30)
+	whole, err := os.ReadFile(filepath.Join(dir, fileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, record := range []int{0, 12, 29} {
+		for at := range headerSize {
+			for _, flipped := range []byte{1, 0x40, 0xff} {
+				bad := append([]byte(nil), whole...)
+				bad[lengths[record]+int64(at)] ^= flipped
+				copied := t.TempDir()
+				if err := os.WriteFile(filepath.Join(copied, fileName), bad, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				what := fmt.Sprintf("byte %d of the header of record %d, flipped by %#x", at, record, flipped)
+				if recovery := checkDamaged(t, what, copied, boot, states); !recovery.Discarded {
+					t.Errorf("%s: taken for a record that was cut off: %+v", what, recovery)
+				}
+			}
+		}
+	}
+}
+
+// TestLongTorn cuts a record of megabytes off, of data that often looks like the
+// beginning of a record: it is still told from damage.
+func TestLongTorn(t *testing.T) {
+	dir := t.TempDir()
+	states, lengths := fill(t, dir, rand.New(rand.NewPCG(16, 16)), 3)
+	l, _, _ := open(t, dir)
+	b := held.NewBatch()
+	data := make([]byte, 4<<20)
+	r := rand.New(rand.NewPCG(17, 17))
+	for i := 0; i+12 < len(data); i += 12 { // length, checksum, kind and so on
+		copy(data[i:], []byte{byte(r.Uint32()), byte(r.Uint32()), 0, 0, 1, 2, 3, 4, byte(r.IntN(4)), 1, 'e', byte(r.IntN(3))})
+	}
+	b.Upsert(name(1), held.Entry{Version: 1, Data: data})
+	if err := l.Append(b); err != nil {
+		t.Fatal(err)
+	}
+	size := l.Size()
+	l.Close()
+	for _, cut := range []int64{lengths[3] + 9, lengths[3] + 3<<20, size - 1} {
+		copied := t.TempDir()
+		whole, err := os.ReadFile(filepath.Join(dir, fileName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(copied, fileName), whole[:cut], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, store, recovery := open(t, copied)
+		l.Close()
+		if diff := cmp.Diff(states[3], contents(store)); diff != "" || recovery.Discarded || recovery.Damage == "" {
+			t.Fatalf("cut at %d: %+v %s", cut, recovery, diff)
+		}
+	}
+	if at, known := laterRecord(data, 1<<20); at != 0 || known {
+		t.Fatalf("a search beyond its budget returned %d, %v", at, known)
+	}
+}
+
 // TestCorruption flips bits anywhere: a replay ends in a state that the log
 // once was in, and says that it is damaged.
 func TestCorruption(t *testing.T) {
@@ -206,8 +273,8 @@ func TestCorruption(t *testing.T) {
 
 // checkDamaged opens a damaged log. Replayed at another boot it is a state that
 // once was; at the boot that wrote it nothing is taken of it but how far it had
-// come, unless only the last record is cut off.
-func checkDamaged(t *testing.T, what, dir, here string, states []map[string]string) {
+// come, unless only the last record is cut off: then it is the state before that.
+func checkDamaged(t *testing.T, what, dir, here string, states []map[string]string) Recovery {
 	t.Helper()
 	store := held.New()
 	l, recovery, err := Open(Options{Dir: dir, Boot: here}, store)
@@ -222,6 +289,14 @@ func checkDamaged(t *testing.T, what, dir, here string, states []map[string]stri
 	for _, s := range states {
 		known = known || maps.Equal(s, got)
 	}
+	if here == boot && !recovery.SameBoot && len(store.Names()) > 0 {
+		t.Fatalf("%s hides who wrote the log, yet of it was taken: %v", what, got)
+	}
+	if recovery.SameBoot && !recovery.Discarded {
+		if diff := cmp.Diff(states[len(states)-2], got); diff != "" {
+			t.Fatalf("%s took the node backwards by more than the last record (%s): %s", what, recovery.Damage, diff)
+		}
+	}
 	if recovery.Discarded {
 		if here != boot {
 			t.Fatalf("%s: a log of another boot was discarded", what)
@@ -232,14 +307,15 @@ func checkDamaged(t *testing.T, what, dir, here string, states []map[string]stri
 		t.Fatalf("%s made a state that never was: %v", what, got)
 	}
 	again := held.New()
-	l, recovery, err = Open(Options{Dir: dir, Boot: here}, again)
-	if err != nil || recovery.Damage != "" || recovery.Discarded {
-		t.Fatalf("%s: mended, it is damaged still: %+v, %v", what, recovery, err)
+	l, mended, err := Open(Options{Dir: dir, Boot: here}, again)
+	if err != nil || mended.Damage != "" || mended.Discarded {
+		t.Fatalf("%s: mended, it is damaged still: %+v, %v", what, mended, err)
 	}
 	l.Close()
 	if diff := cmp.Diff(got, contents(again)); diff != "" {
 		t.Fatalf("%s: %s", what, diff)
 	}
+	return recovery
 }
 
 func TestCompact(t *testing.T) {
