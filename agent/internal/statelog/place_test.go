@@ -115,6 +115,59 @@ func TestGoesOnInMemory(t *testing.T) {
 	}
 }
 
+// TestFallbackDamaged damages the log in memory where it says which boot it is of,
+// and elsewhere: the older one in the directory is not programmed instead.
+func TestFallbackDamaged(t *testing.T) {
+	for what, do := range map[string]func([]byte) []byte{
+		"empty":                 func([]byte) []byte { return nil },
+		"another format":        func(log []byte) []byte { log[len(magic)-1] = '9'; return log },
+		"length of the first":   func(log []byte) []byte { log[len(magic)+2] ^= 1; return log },
+		"checksum of the first": func(log []byte) []byte { log[len(magic)+4] ^= 1; return log },
+		"cut off in the first":  func(log []byte) []byte { return log[:len(magic)+headerSize+3] },
+		"payload of the second": func(log []byte) []byte { log[len(magic)+2*headerSize+len(boot)+12] ^= 1; return log },
+	} {
+		t.Run(what, func(t *testing.T) {
+			options := places(t)
+			r := rand.New(rand.NewPCG(18, 18))
+			l, store, _ := openAt(t, options)
+			appendSome(t, l, r, 20)
+			position := store.Meta().Position
+			spoil(t, l)
+			appendSome(t, l, r, 20)
+			l.close() //nolint:errcheck // as a crash does
+			log, err := os.ReadFile(options.Fallback)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(options.Fallback, do(log), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for _, again := range []bool{false, true} {
+				l, store, recovery := openAt(t, options)
+				if len(store.Names()) > 0 || store.Meta().InSync || !recovery.SameBoot {
+					t.Fatalf("again %v: %d names, %+v, %+v", again, len(store.Names()), store.Meta(), recovery)
+				}
+				if what != "payload of the second" && !cmp.Equal(position, store.Meta().Position) {
+					t.Fatalf("again %v: position %v, want %v", again, store.Meta().Position, position)
+				}
+				if discarded := recovery.Discarded && recovery.Damage != ""; discarded == again {
+					t.Fatalf("again %v: %+v", again, recovery)
+				}
+				if !l.Away() {
+					t.Fatalf("not in memory: %q", l.Fault())
+				}
+				if again {
+					appendSome(t, l, r, 2)
+					if err := l.tend(time.Now()); err != nil || l.Away() || !missing(options.Fallback) {
+						t.Fatalf("did not come home: %v, %q", err, l.Fault())
+					}
+				}
+				l.close() //nolint:errcheck // as a crash does
+			}
+		})
+	}
+}
+
 // TestMemoryEmptied removes the log in memory under a running agent: nothing of
 // it is lost, and it comes home.
 func TestMemoryEmptied(t *testing.T) {

@@ -96,10 +96,17 @@ func (l *Log) openFallback() (recovery Recovery, found bool) {
 	if err != nil {
 		return recovery, false
 	}
-	if boot, err := firstBoot(file); err != nil || boot != l.options.Boot {
+	boot, err := firstBoot(file)
+	if err == nil && boot != l.options.Boot {
 		file.Close()    //nolint:errcheck // nothing was written
 		os.Remove(path) //nolint:errcheck // of no use to anybody
 		return recovery, false
+	}
+	if err != nil {
+		// A reboot empties the place, and a log is whole when it gets there: it is
+		// of this boot, damaged since. The one at home is older than the kernel; how
+		// far that had come is what is left to know.
+		l.replayHome()
 	}
 	l.file, l.away = file, true
 	if err := l.take(&recovery); err != nil {
@@ -113,20 +120,30 @@ func (l *Log) openFallback() (recovery Recovery, found bool) {
 
 // firstBoot reads the boot that a log begins with.
 func firstBoot(file *os.File) (string, error) {
+	var recovery Recovery
+	first := io.NewSectionReader(file, 0, 1<<20)
 	head := make([]byte, len(magic))
-	if _, err := io.ReadFull(file, head); err != nil || string(head) != magic {
+	if _, err := io.ReadFull(first, head); err != nil || string(head) != magic {
 		return "", errCorrupt
 	}
-	payload, err := readRecord(file, nil)
+	payload, err := readRecord(first, nil)
+	if err == nil {
+		err = replayRecord(payload, held.New(), &recovery)
+	}
+	if err == nil && recovery.PreviousBoot == "" {
+		err = fmt.Errorf("%w: it does not begin with a boot", errCorrupt)
+	}
+	return recovery.PreviousBoot, err
+}
+
+// replayHome replays what can be read of the log in the directory.
+func (l *Log) replayHome() {
+	file, err := os.Open(l.path())
 	if err != nil {
-		return "", err
+		return
 	}
-	var r Recovery
-	if err := replayRecord(payload, held.New(), &r); err != nil {
-		return "", err
-	}
-	_, err = file.Seek(0, io.SeekStart)
-	return r.PreviousBoot, err
+	defer file.Close()                          //nolint:errcheck // read only
+	_, _ = replay(file, l.store, new(Recovery)) // as far as it goes
 }
 
 // openHome opens the log in the directory and readies it for appending; what
@@ -164,6 +181,12 @@ func (l *Log) take(recovery *Recovery) error {
 	}
 	good, err := replay(l.file, l.store, recovery)
 	recovery.SameBoot = recovery.PreviousBoot == l.options.Boot
+	if l.away && recovery.Records == 0 {
+		recovery.SameBoot, recovery.torn = true, false
+		if recovery.Damage == "" {
+			recovery.Damage = "it is empty"
+		}
+	}
 	if err != nil {
 		// Half of it, and the kernel may hold what the other half says.
 		recovery.Damage, recovery.Discarded = err.Error(), recovery.SameBoot
