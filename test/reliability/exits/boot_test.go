@@ -4,6 +4,7 @@ package exits
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -103,6 +104,7 @@ func TestDamagedLog(t *testing.T) {
 		do          func(log []byte) []byte
 	}{
 		{"a byte in the middle", "checksum differs", func(log []byte) []byte { log[len(log)/3] ^= 1; return log }},
+		{"a length in the middle", "its checksum is that of", lengthen},
 		{"another version's", "in format", func(log []byte) []byte { log[7] = '9'; return log }},
 		{"no log", "no state log", func([]byte) []byte { return []byte("something else entirely") }},
 		{"gone", "", func([]byte) []byte { return nil }},
@@ -149,6 +151,15 @@ func TestDamagedLog(t *testing.T) {
 			w.checkTraffic(t, damage.name)
 		})
 	}
+}
+
+// lengthen flips a bit in the length of a log's second record, which then reaches
+// far past the end, as one does that was never written in whole.
+func lengthen(log []byte) []byte {
+	const magic, header = 8, 8
+	second := magic + header + int(binary.LittleEndian.Uint32(log[magic:]))
+	log[second+3] ^= 1
+	return log
 }
 
 // mustHave waits until the kernel is as the model says, whatever problems there are.
