@@ -212,8 +212,10 @@ func (f *fixture) restartAgents(t *testing.T, calculators ...*replica) {
 // traffic dials a service all the time, each time by a new connection, and
 // notes every failure and every answer of somebody who should not answer.
 type traffic struct {
-	mu      sync.Mutex
-	allowed map[string]bool
+	mu sync.Mutex
+	// allowed are the sets of those who might answer, since the dial under way
+	// began: the first one then, the last one now.
+	allowed [][]string
 	wrong   []string
 	count   int
 	stop    chan struct{}
@@ -254,11 +256,7 @@ func (d *traffic) run(prober *testbed.Prober, target netip.AddrPort) {
 			return
 		case <-tick.C:
 		}
-		// Who may answer is settled before: an answer under way when it is
-		// narrowed is not wrong.
-		d.mu.Lock()
-		allowed := d.allowed
-		d.mu.Unlock()
+		d.begin()
 		answer, err := prober.Once(probe.Dial{Network: probe.TCP, Target: target}, probe.Exchange{})
 		d.mu.Lock()
 		d.count++
@@ -266,20 +264,50 @@ func (d *traffic) run(prober *testbed.Prober, target netip.AddrPort) {
 			d.wrong = append(d.wrong, err.Error())
 		} else if answer.Failure != probe.None {
 			d.wrong = append(d.wrong, fmt.Sprintf("at %v: %s %s", time.Now().Format(time.TimeOnly), answer.Failure, answer.Detail))
-		} else if !allowed[answer.Server] {
-			d.wrong = append(d.wrong, fmt.Sprintf("at %v: %s answered", time.Now().Format(time.TimeOnly), answer.Server))
+		} else if !d.mayAnswer(answer.Server) {
+			d.wrong = append(d.wrong, fmt.Sprintf("at %v: %s answered; since the dial began these might: %v",
+				time.Now().Format(time.TimeOnly), answer.Server, d.allowed))
 		}
 		d.mu.Unlock()
 	}
 }
 
-// allow says who may answer from now on.
-func (d *traffic) allow(servers ...string) {
-	allowed := map[string]bool{}
-	for _, server := range servers {
-		allowed[server] = true
-	}
+// begin forgets who might answer before the dial that begins.
+func (d *traffic) begin() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.allowed = allowed
+	d.allowed = d.allowed[len(d.allowed)-1:]
+}
+
+// mayAnswer tells whether a server might answer at any time of the dial under
+// way: its backend was chosen somewhere between its beginning and its end.
+func (d *traffic) mayAnswer(server string) bool {
+	return slices.ContainsFunc(d.allowed, func(servers []string) bool { return slices.Contains(servers, server) })
+}
+
+// allow says who may answer from now on.
+func (d *traffic) allow(servers ...string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.allowed = append(d.allowed, servers)
+}
+
+// TestMayAnswer narrows and widens who may answer during one dial.
+func TestMayAnswer(t *testing.T) {
+	var d traffic
+	d.allow("a", "b")
+	d.begin()
+	d.allow("a")
+	d.allow("c")
+	for server, want := range map[string]bool{"a": true, "b": true, "c": true, "d": false} {
+		if d.mayAnswer(server) != want {
+			t.Errorf("%s might answer: %v, want %v", server, !want, want)
+		}
+	}
+	d.begin()
+	for server, want := range map[string]bool{"a": false, "b": false, "c": true} {
+		if d.mayAnswer(server) != want {
+			t.Errorf("%s may answer the next dial: %v, want %v", server, !want, want)
+		}
+	}
 }
