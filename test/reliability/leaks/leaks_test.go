@@ -151,6 +151,10 @@ func (w *world) expectNoMore(t *testing.T, before inventory) {
 	}
 }
 
+// maxGrown is how many KiB an agent may have grown by, whatever their number: a
+// thousand pods made 0.7 MiB of difference, and the collector's rhythm 3.
+const maxGrown = 5 << 10
+
 // TestPods makes and removes pods: nothing of them is left, and the agent does
 // not grow.
 func TestPods(t *testing.T) {
@@ -182,6 +186,9 @@ func TestPods(t *testing.T) {
 	// At CI's size the collector's rhythm is all that is seen.
 	if reliability.Soak() && growth > 4 {
 		t.Errorf("the agent grows by %.2f KiB a pod", growth)
+	}
+	if grown := sizes[len(sizes)-1] - sizes[0]; grown > maxGrown {
+		t.Errorf("the agent grew by %d KiB with %d pods, want at most %d", grown, count, maxGrown)
 	}
 }
 
