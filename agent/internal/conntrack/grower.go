@@ -272,7 +272,7 @@ func (g *Grower) Problems() []string {
 		case !atLimit:
 		case m.established() && m.full:
 			problems = append(problems, fmt.Sprintf(
-				"map %s is full (%d entries) and may not grow: new flows to services are refused while there is no room; raise --limit-%s or use millracectl maps grow",
+				"map %s is full (%d entries) and may not grow: new flows to services are dropped while there is no room; raise --limit-%s or use millracectl maps grow",
 				m.Name(), size, flagOf(m.Name())))
 		case g.policy.Percent > 0 && uint64(pass.Entries[m.Name()])*100 >= uint64(size)*uint64(g.policy.Percent):
 			problems = append(problems, fmt.Sprintf("map %s has %d of %d entries and may not grow: raise --limit-%s or use millracectl maps grow",

@@ -88,7 +88,7 @@ func TestGrowth(t *testing.T) {
 }
 
 // TestLimit fills a map that may not grow further: what is open goes on, new
-// connections are refused and counted, the status names the map, and an
+// connections are dropped and counted, the status names the map, and an
 // operator's order makes room.
 func TestLimit(t *testing.T) {
 	w := start(t, fmt.Sprintf("--limit-established=%d", 2*tiny))
@@ -111,8 +111,8 @@ func TestLimit(t *testing.T) {
 	// wait among the embryonic ones.
 	dial := l.dial
 	dial.Timeout = 1500 * time.Millisecond
-	refused := 0
-	for refused < 3 {
+	dropped := 0
+	for dropped < 3 {
 		opened, err := l.prober.Open(dial)
 		if err != nil {
 			t.Fatal(err)
@@ -124,16 +124,16 @@ func TestLimit(t *testing.T) {
 			n := len(l.sessions)
 			l.mu.Unlock()
 			if n > 20*tiny {
-				t.Fatalf("%d connections in a map of %d entries, and none is refused", n, 2*tiny)
+				t.Fatalf("%d connections in a map of %d entries, and none is dropped", n, 2*tiny)
 			}
 		case probe.Timeout:
-			refused++
+			dropped++
 		default:
 			t.Fatalf("connection %d: %s %s", w.connections(), opened.Failure, opened.Detail)
 		}
 	}
 	w.problems(func(all string) error {
-		for _, want := range []string{"established_v4 is full", "may not grow", "--limit-established"} {
+		for _, want := range []string{"established_v4 is full", "may not grow", "are dropped", "--limit-established"} {
 			if !strings.Contains(all, want) {
 				return fmt.Errorf("problems %q lack %q", all, want)
 			}
@@ -177,5 +177,5 @@ func TestLimit(t *testing.T) {
 	w.noProblems()
 	stop()
 	w.all()
-	t.Logf("figure: %d connections, %d requests, %d failed; %d refused at the limit", w.connections(), w.requests.Load(), w.failures.Load(), refused)
+	t.Logf("figure: %d connections, %d requests, %d failed; %d dropped at the limit", w.connections(), w.requests.Load(), w.failures.Load(), dropped)
 }
