@@ -106,8 +106,8 @@ test-kernels: setup-run setup-guest guest-kernels test-programs $(TESTREPORT) ##
 	@go test -json -count 1 -p 1 -timeout 20m $(TESTFLAGS) ./test/kernels/... | $(TESTREPORT) stage kernels
 record-instructions: setup-run setup-guest guest-kernels build ## Record what the kernels' verifiers make of the programs now (root)
 	@MILLRACE_RECORD_INSTRUCTIONS=1 MILLRACE_KERNELS_RUN=preflight go test -count 1 -timeout 20m -run 'TestKernels|TestInstructionsHere' ./test/kernels
-soak: need-root setup-run test-programs kube-binaries $(TESTREPORT) ## The tests of test-reliability, and of write order, at full size (hours)
-	@MILLRACE_SOAK=1 go test -json -count 1 -p 1 -timeout 4h $(TESTFLAGS) ./test/reliability/... ./test/kube/e2e ./agent/internal/dataplane/bpf | $(TESTREPORT) stage soak
+soak: need-root setup-run test-programs kube-binaries $(TESTREPORT) ## The tests of test-reliability, of write order and of the programs, at full size (hours)
+	@MILLRACE_SOAK=1 go test -json -count 1 -p 1 -timeout 8h $(TESTFLAGS) ./test/reliability/... ./test/kube/e2e ./agent/internal/dataplane/bpf ./bpf/... | $(TESTREPORT) stage soak
 test-deploy: $(TESTREPORT) ## Test the image builder
 	@(cd deploy/image && GOWORK=off go test -json $(TESTFLAGS) ./...) | $(TESTREPORT) stage deploy
 
