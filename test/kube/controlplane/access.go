@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
@@ -95,12 +96,24 @@ func (c *ControlPlane) TokenFileKubeconfig(server, name, tokenFile string) (stri
 
 // Token issues a token for a service account.
 func (c *ControlPlane) Token(ctx context.Context, namespace, serviceAccount string) (string, error) {
+	return c.TokenFor(ctx, namespace, serviceAccount, "", nil)
+}
+
+// TokenFor is like Token, for an audience, the API server's if empty, and bound to
+// a pod of the namespace if there is one, as the kubelet asks for them.
+func (c *ControlPlane) TokenFor(ctx context.Context, namespace, serviceAccount, audience string, pod *corev1.Pod) (string, error) {
 	admin, err := c.Clientset()
 	if err != nil {
 		return "", err
 	}
-	token, err := admin.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, serviceAccount,
-		&authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	request := &authenticationv1.TokenRequest{}
+	if audience != "" {
+		request.Spec.Audiences = []string{audience}
+	}
+	if pod != nil {
+		request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID}
+	}
+	token, err := admin.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, serviceAccount, request, metav1.CreateOptions{})
 	if err != nil {
 		return "", fmt.Errorf("issuing a token for %s/%s: %w", namespace, serviceAccount, err)
 	}
