@@ -133,26 +133,14 @@ func (c *Cluster) start(ctx context.Context) error {
 		return err
 	}
 	var images []image
-	background, groupCtx := errgroup.WithContext(ctx)
-	background.Go(func() (err error) {
-		images, err = c.buildImages(groupCtx)
+	built, buildCtx := errgroup.WithContext(ctx)
+	built.Go(func() (err error) {
+		images, err = c.buildImages(buildCtx)
 		return err
 	})
-	background.Go(func() error {
-		if err := c.makeNetwork(groupCtx); err != nil {
-			return err
-		}
-		c.say("network is up")
-		if err := c.startControlPlane(groupCtx); err != nil {
-			return err
-		}
-		c.say("control plane is ready")
-		return c.startNodes(groupCtx)
-	})
-	if err := background.Wait(); err != nil {
+	if err := errors.Join(c.startMachines(ctx), built.Wait()); err != nil {
 		return err
 	}
-	c.say("nodes run, images are built")
 	if err := c.importImages(ctx, images); err != nil {
 		return err
 	}
@@ -169,6 +157,34 @@ func (c *Cluster) start(ctx context.Context) error {
 		return err
 	}
 	c.say("every node is ready and every pod runs")
+	return nil
+}
+
+// startMachines starts the control plane and the nodes.
+func (c *Cluster) startMachines(ctx context.Context) error {
+	var store string
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		store, err = c.imageStore(groupCtx)
+		return err
+	})
+	group.Go(func() error {
+		if err := c.makeNetwork(groupCtx); err != nil {
+			return err
+		}
+		if err := c.startControlPlane(groupCtx); err != nil {
+			return err
+		}
+		c.say("control plane is ready")
+		return nil
+	})
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := c.startNodes(ctx, store); err != nil {
+		return err
+	}
+	c.say("nodes run")
 	return nil
 }
 

@@ -46,13 +46,28 @@ const agnhostPackages = "bash,bind9-dnsutils,ca-certificates,conntrack,coreutils
 // image is an archive to import, with the image's name.
 type image struct{ archive, name string }
 
-// buildImages makes the images that are not in the cache, and Millrace's.
+// buildImages makes Millrace's images, if the cluster is to have it.
 func (c *Cluster) buildImages(ctx context.Context) ([]image, error) {
-	bin, err := controlplane.BinDir()
-	if err != nil {
+	if c.opts.Proxy != Millrace {
+		return nil, nil
+	}
+	b := &builder{source: c.opts.Source}
+	if err := b.run(ctx, "env", "REGISTRY="+Registry, "deploy/build-images", Tag); err != nil {
 		return nil, err
 	}
-	b := &builder{source: c.opts.Source, cache: filepath.Join(filepath.Dir(bin), "images")}
+	var images []image
+	for _, name := range []string{"millrace-agent", "millrace-calculator"} {
+		images = append(images, image{
+			archive: filepath.Join(b.source, "build/images", name+"-"+runtime.GOARCH+".tar"),
+			name:    Registry + "/" + name + ":" + Tag,
+		})
+	}
+	return images, nil
+}
+
+// buildUpstream makes the images that are not Millrace's, unless they are in
+// the cache.
+func (b *builder) buildUpstream(ctx context.Context) ([]image, error) {
 	if err := b.prepare(ctx); err != nil {
 		return nil, err
 	}
@@ -79,22 +94,8 @@ func (c *Cluster) buildImages(ctx context.Context) ([]image, error) {
 	for _, name := range agnhostNames {
 		args = append(args, "--name", name)
 	}
-	if images[2].archive, err = b.image(ctx, "agnhost", agnhost, args...); err != nil {
-		return nil, err
-	}
-	if c.opts.Proxy != Millrace {
-		return images, nil
-	}
-	if err := b.run(ctx, "env", "REGISTRY="+Registry, "deploy/build-images", Tag); err != nil {
-		return nil, err
-	}
-	for _, name := range []string{"millrace-agent", "millrace-calculator"} {
-		images = append(images, image{
-			archive: filepath.Join(b.source, "build/images", name+"-"+runtime.GOARCH+".tar"),
-			name:    Registry + "/" + name + ":" + Tag,
-		})
-	}
-	return images, nil
+	images[2].archive, err = b.image(ctx, "agnhost", agnhost, args...)
+	return images, err
 }
 
 // importImages gives every node every image.

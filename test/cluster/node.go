@@ -191,7 +191,7 @@ func (n *Node) initPID() (int, error) {
 }
 
 // startNodes writes the nodes' configuration and objects and starts them.
-func (c *Cluster) startNodes(ctx context.Context) error {
+func (c *Cluster) startNodes(ctx context.Context, store string) error {
 	client, err := c.Clientset()
 	if err != nil {
 		return err
@@ -199,6 +199,9 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 	for _, n := range c.nodes {
 		if err := n.configure(); err != nil {
 			return fmt.Errorf("configuring %s: %w", n.Name, err)
+		}
+		if err := copyStore(ctx, store, c.path(n.Name, "containerd")); err != nil {
+			return fmt.Errorf("giving %s its images: %w", n.Name, err)
 		}
 		// kubelets may neither choose pod CIDRs nor roles.
 		object := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{
