@@ -73,7 +73,9 @@ func (s *Service) GetStatus(context.Context, *calculatorv1.GetStatusRequest) (*c
 
 // ListNodes implements CalculatorService.
 func (s *Service) ListNodes(context.Context, *calculatorv1.ListNodesRequest) (*calculatorv1.ListNodesResponse, error) {
-	return &calculatorv1.ListNodesResponse{Nodes: s.Sync.Nodes()}, nil
+	nodes := s.Sync.Nodes()
+	s.Sync.FindMismatches(nodes)
+	return &calculatorv1.ListNodesResponse{Nodes: nodes}, nil
 }
 
 // DumpNode implements CalculatorService.

@@ -132,7 +132,7 @@ func build(o *options, log *zap.Logger) (*calculator, error) {
 	if overtaken, ok := c.source.(source.Overtaken); ok {
 		ahead = overtaken.Ahead
 	}
-	c.sync = publish.NewService(c.publisher, publish.Options{Ahead: ahead,
+	c.sync = publish.NewService(c.publisher, publish.Options{Ahead: ahead, Pod: c.pipeline.Pod,
 		CalculatorID: calculatorID(), Version: version, Epoch: c.source.Epoch, Schemas: schemas,
 		JoinLimit: o.joinLimit, MaxAge: o.maxConnectionAge, AgeGrace: o.maxConnectionAgeGrace,
 		Log: log.Named("sync"), Registry: c.registry})

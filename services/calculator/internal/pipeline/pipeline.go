@@ -30,6 +30,7 @@ type Pipeline struct {
 	// of changes costs every node and is far below what a person or the
 	// programming of a kernel would notice.
 	interval time.Duration
+	pods     pods
 
 	mu      sync.Mutex
 	waiting waiting
@@ -131,6 +132,8 @@ func (p *Pipeline) step(position publish.Position) publish.Position {
 	p.mu.Unlock()
 
 	position = position.Merge(batch.included)
+	// Last: a pod that becomes an endpoint must not be neither in between.
+	defer p.pods.note(batch.changes)
 	for _, change := range batch.changes {
 		if change.Object != nil {
 			p.graph.Upsert(change.Object)

@@ -32,6 +32,9 @@ type Options struct {
 	// it really is. It does not wait; what it returns is added to a refusal. It
 	// may be nil.
 	Ahead func(node, epoch string, position map[string]uint64) string
+	// Pod returns a pod, by "namespace/name", that is on a node and is no endpoint.
+	// It may be nil: nothing is said of such pods then.
+	Pod func(key string) (PodState, bool)
 	// Schemas has, for every type that is published, the lowest schema number
 	// of which an agent understands it.
 	Schemas map[dataplanev1.ResourceType]uint32

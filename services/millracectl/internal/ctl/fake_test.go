@@ -90,6 +90,7 @@ func (f *fakeAgent) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agen
 		NodeName:  "node-1",
 		Version:   "v1.2.3",
 		StartTime: ago(26*time.Hour + 12*time.Minute),
+		Cni:       &agentv1.CNIState{Binary: "/opt/cni/bin/millrace-cni", Config: "/etc/cni/net.d/10-main.conflist"},
 		Calculator: &agentv1.CalculatorConnection{
 			Address: "192.0.2.10:7701", CalculatorId: "calc-a", Connected: true, InSync: true,
 			ReceivedRevision: 42, ProgrammedRevision: 41, ConnectTime: ago(90 * time.Second), Connects: 2,
@@ -165,6 +166,24 @@ func (f *fakeAgent) ListServices(req *agentv1.ListServicesRequest, stream grpc.S
 			continue
 		}
 		if err := stream.Send(svc); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fakeAgent) ListEndpoints(req *agentv1.ListEndpointsRequest, stream grpc.ServerStreamingServer[agentv1.ListEndpointsResponse]) error {
+	for _, e := range []*agentv1.ListEndpointsResponse{
+		{Namespace: "kube-system", Name: "dns-0", Uid: "77", Addresses: []string{"10.1.0.9"}, Sources: []string{"calculator"},
+			Problem: "bridge cni0: 10.1.0.9 has not answered yet"},
+		{Namespace: "shop", Name: "cart-0", Uid: "0b5c", Addresses: []string{"10.1.0.5", "fd00:1::5"}, Sources: []string{"calculator", "cni"},
+			Device: "veth1", DeviceIndex: 12, DeviceBy: "cni", ContainerId: "4f3a", Interface: "eth0", NetnsCookie: 8195,
+			AddTime: ago(90 * time.Second)},
+	} {
+		if req.GetNamespace() != "" && req.GetNamespace() != e.GetNamespace() || req.GetName() != "" && req.GetName() != e.GetName() {
+			continue
+		}
+		if err := stream.Send(e); err != nil {
 			return err
 		}
 	}
@@ -262,6 +281,9 @@ func (f *fakeCalculator) ListNodes(context.Context, *calculatorv1.ListNodesReque
 			Report: &dataplanev1.Report{
 				AttachedEndpoints: []*dataplanev1.ResourceName{{Key: "shop/cart-0"}},
 				Problems:          []string{"endpoint shop/web-1: no device found for 10.1.0.9"},
+			},
+			EndpointMismatches: []*calculatorv1.EndpointMismatch{
+				{Pod: "shop/web-2", Uid: "31aa", Message: "there is no pod of this name on the node"},
 			},
 		},
 		{Name: "node-2", Lag: 42},

@@ -57,6 +57,9 @@ func (a *App) nodes(cmd *cobra.Command) error {
 		for _, p := range n.GetReport().GetProblems() {
 			problems.row(n.GetName(), p)
 		}
+		for _, m := range n.GetEndpointMismatches() {
+			problems.row(n.GetName(), fmt.Sprintf("the node has pod %s with UID %s: %s", m.GetPod(), m.GetUid(), m.GetMessage()))
+		}
 	}
 	if err := a.printTable(t, "nodes"); err != nil {
 		return err

@@ -25,6 +25,7 @@ func (a *App) writeAgentStatus(out *bytes.Buffer, st *agentv1.GetStatusResponse)
 		{"dataplane", fmt.Sprintf("%s, %s, %s", mode(dp.GetMode()),
 			plural(len(dp.GetAttachments()), "attachment"), plural(len(dp.GetDevices()), "device"))},
 		{"kernel", kernelLine(dp)},
+		{"CNI", cniLine(st.GetCni())},
 	}
 	if err := section(out, "agent "+st.GetNodeName(), lines); err != nil {
 		return err
@@ -77,6 +78,19 @@ func calculatorLine(a *App, conn *agentv1.CalculatorConnection) string {
 
 func revisionLine(conn *agentv1.CalculatorConnection) string {
 	return fmt.Sprintf("%d programmed of %d received", conn.GetProgrammedRevision(), conn.GetReceivedRevision())
+}
+
+// cniLine tells whether the CNI plugin is called; empty if the agent installs none.
+func cniLine(cni *agentv1.CNIState) string {
+	switch {
+	case cni == nil:
+		return ""
+	case cni.GetProblem() != "":
+		return "new pods are not told of by the plugin"
+	case cni.GetConfig() == "":
+		return cni.GetBinary() + ", chained by somebody else"
+	}
+	return "chained into " + cni.GetConfig()
 }
 
 // kernelLine names the kernel and what of it is not used.

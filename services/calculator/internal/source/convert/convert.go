@@ -178,11 +178,20 @@ func node(o *corev1.Node) *model.Node {
 	return n
 }
 
+// uidOf returns the UID by which the pod's node knows it. A static pod's is made by
+// the kubelet; the object in the API server is a mirror with another.
+func uidOf(o *corev1.Pod) string {
+	if uid := o.Annotations[corev1.MirrorPodAnnotationKey]; uid != "" {
+		return uid
+	}
+	return string(o.UID)
+}
+
 func pod(o *corev1.Pod) *model.Pod {
 	p := &model.Pod{
 		Namespace:   own(o.Namespace),
 		Name:        own(o.Name),
-		UID:         own(string(o.UID)),
+		UID:         own(uidOf(o)),
 		NodeName:    own(o.Spec.NodeName),
 		HostNetwork: o.Spec.HostNetwork,
 		Phase:       own(string(o.Status.Phase)),

@@ -40,3 +40,17 @@ func TestReportedFieldsOfAService(t *testing.T) {
 		t.Errorf("target ports %d and %d, want 8080 and 0", first, second)
 	}
 }
+
+// A static pod is known to its node by the UID that the kubelet made.
+func TestUIDOfAMirrorPod(t *testing.T) {
+	for annotation, want := range map[string]string{"": "object", "static": "static"} {
+		converted, err := convert.Object(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "object",
+			Annotations: map[string]string{corev1.MirrorPodAnnotationKey: annotation}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := converted.(*model.Pod).UID; got != want {
+			t.Errorf("with annotation %q UID %q, want %q", annotation, got, want)
+		}
+	}
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctl
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
+)
+
+func (a *App) newEndpoints() *cobra.Command {
+	var namespace string
+	cmd := &cobra.Command{
+		Use:   "endpoints [NAME]",
+		Short: "List the node's pods with their devices, and who told of them (agent)",
+		Long: `List the pods of the node that have addresses of their own.
+
+KNOWN FROM says who told the agent of a pod: the calculator, the CNI plugin when
+the pod's interface was made, or both. DEVICE is the one whose programs catch the
+pod's packets; without one the last column says why there is none.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			request := &agentv1.ListEndpointsRequest{Namespace: namespace}
+			if len(args) == 1 {
+				request.Name = args[0]
+			}
+			return a.endpoints(cmd, request)
+		},
+	}
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only pods of this namespace (default all)")
+	return cmd
+}
+
+func (a *App) endpoints(cmd *cobra.Command, request *agentv1.ListEndpointsRequest) error {
+	s, err := a.dialAgent(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	stream, err := s.agent().ListEndpoints(s.ctx, request)
+	list, err := collect(s, "listing endpoints", stream, err)
+	if err != nil {
+		return err
+	}
+	if a.output.forProgram() {
+		return printList(a, list)
+	}
+	header := []string{"NAMESPACE", "NAME", "ADDRESSES", "DEVICE", "KNOWN FROM", "PROBLEM"}
+	if a.output.wide() {
+		header = append(header, "UID", "FOUND BY", "SANDBOX", "INTERFACE", "ADDED")
+	}
+	t := &table{header: header}
+	for _, e := range list {
+		cells := []string{
+			e.GetNamespace(), e.GetName(), strings.Join(e.GetAddresses(), ","), e.GetDevice(), strings.Join(e.GetSources(), ","), e.GetProblem(),
+		}
+		if a.output.wide() {
+			added := a.since(e.GetAddTime())
+			if added != "" {
+				added += " ago"
+			}
+			cells = append(cells, e.GetUid(), e.GetDeviceBy(), e.GetContainerId(), e.GetInterface(), added)
+		}
+		t.row(cells...)
+	}
+	return a.printTable(t, "endpoints")
+}
