@@ -30,6 +30,9 @@ func (g *Generations) Grow(entries uint32) error {
 	case entries <= g.current.MaxEntries():
 		return fmt.Errorf("map %s: %d entries: %w (%d)", g.name, entries, ErrNotLarger, g.current.MaxEntries())
 	}
+	if err := checkRoom(larger(g.name, g.current, entries)); err != nil {
+		return err
+	}
 	for _, s := range g.growth(entries) {
 		if err := s.do(); err != nil {
 			return fmt.Errorf("grow map %s to %d entries: %s: %w", g.name, entries, s.name, err)
@@ -65,7 +68,7 @@ func (g *Generations) growth(entries uint32) []step {
 			spec := g.spec.Copy()
 			spec.MaxEntries, spec.Contents = entries, nil
 			next, err = ebpf.NewMap(spec)
-			return err
+			return refused(err)
 		}},
 		{"pin the new map", func() error {
 			err := next.Pin(g.d.mapPin(g.name + pinNext))

@@ -102,7 +102,7 @@ func (s *stage) makeMap(name string, spec *ebpf.MapSpec, size uint32) (*ebpf.Map
 	sized.MaxEntries, sized.Contents = size, nil
 	m, err := ebpf.NewMap(sized)
 	if err != nil {
-		return nil, fmt.Errorf("create map %s of %d entries: %w", name, size, err)
+		return nil, fmt.Errorf("create map %s of %d entries: %w", name, size, refused(err))
 	}
 	if err := pinAt(m, filepath.Join(s.path, "maps", name)); err != nil {
 		m.Close()

@@ -58,14 +58,19 @@ type Growth struct{ s *stage }
 // them, which takes as long as a start; traffic and changes go on meanwhile.
 // One growth at a time: it ends by Exchange or Abort.
 func (d *Dataplane) PrepareGrowth(sizes map[string]uint32) (*Growth, error) {
-	for name, size := range sizes {
-		m := d.maps[name]
+	var requests []request
+	for _, name := range sortedKeys(sizes) {
+		m, size := d.maps[name], sizes[name]
 		if m == nil || !isTable(name) {
 			return nil, fmt.Errorf("map %s: it cannot grow", name)
 		}
 		if size <= m.MaxEntries() {
 			return nil, fmt.Errorf("map %s: it has room for %d entries already", name, m.MaxEntries())
 		}
+		requests = append(requests, larger(name, m, size))
+	}
+	if err := checkRoom(requests...); err != nil {
+		return nil, err
 	}
 	s, err := d.newStage(sizes)
 	// What was read to load the programs is large beside what the agent keeps.
