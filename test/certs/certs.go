@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -53,7 +54,8 @@ func (a *Authority) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
 }
 
-// Issue signs a certificate for these usages and, if it is a server's, addresses.
+// Issue signs a certificate for these usages and, if it is a server's, the
+// subject's common name and addresses.
 func (a *Authority) Issue(subject pkix.Name, usages []x509.ExtKeyUsage, ips ...net.IP) (Pair, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -62,6 +64,9 @@ func (a *Authority) Issue(subject pkix.Name, usages []x509.ExtKeyUsage, ips ...n
 	template := certTemplate(subject)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage, template.IPAddresses = usages, ips
+	if slices.Contains(usages, x509.ExtKeyUsageServerAuth) {
+		template.DNSNames = []string{subject.CommonName}
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {
 		return Pair{}, fmt.Errorf("signing the certificate of %s: %w", subject.CommonName, err)

@@ -31,6 +31,9 @@ type AgentOptions struct {
 	Binaries Binaries
 	// Calculators to dial; the control host's if empty.
 	Calculators []string
+	// Mounted is the directory with the calculators' ConfigMap; with it there are
+	// no others but those given.
+	Mounted string
 	// Args are added to the command line.
 	Args []string
 	// Under is the beginning of a command line that runs the agent, for instance
@@ -52,7 +55,7 @@ type Agent struct {
 
 // StartAgent starts a node's agent and returns when it answers queries.
 func (c *Cluster) StartAgent(node *Node, options AgentOptions) (*Agent, error) {
-	if len(options.Calculators) == 0 {
+	if len(options.Calculators) == 0 && options.Mounted == "" {
 		options.Calculators = []string{c.CalculatorAddress()}
 	}
 	conn, err := dialUnix(node.Socket)
@@ -85,6 +88,9 @@ func (a *Agent) Launch() error {
 		"--metrics-listen", fmt.Sprintf("127.0.0.1:%d", MetricsPort),
 		"--insecure",
 	)
+	if a.options.Mounted != "" {
+		args = append(args, "--calculators-dir", a.options.Mounted)
+	}
 	for _, calculator := range a.options.Calculators {
 		args = append(args, "--calculator", calculator)
 	}
