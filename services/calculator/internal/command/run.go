@@ -22,6 +22,7 @@ import (
 	"github.com/millrace-project/millrace/calc/canonical"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 	"github.com/millrace-project/millrace/services/calculator/internal/api"
+	"github.com/millrace-project/millrace/services/calculator/internal/events"
 	"github.com/millrace-project/millrace/services/calculator/internal/pipeline"
 	"github.com/millrace-project/millrace/services/calculator/internal/publish"
 	"github.com/millrace-project/millrace/services/calculator/internal/source"
@@ -42,6 +43,7 @@ type calculator struct {
 	sync      *publish.Service
 	pipeline  *pipeline.Pipeline
 	problems  *pipeline.Problems
+	events    *events.Recorder // nil without an API server
 	servers   *servers
 	trust     *trust.Keeper // nil if nothing is kept
 }
@@ -75,6 +77,9 @@ func run(ctx context.Context, o *options, stderr io.Writer) error {
 		group.Go(func() error { c.trust.Run(failed); return nil })
 	}
 	group.Go(func() error { c.servers.followHealth(failed, c.publisher); return nil })
+	if c.events != nil {
+		group.Go(func() error { c.tellEvents(failed); return nil })
+	}
 	for _, serve := range listeners {
 		group.Go(serve)
 	}
@@ -136,6 +141,9 @@ func build(o *options, log *zap.Logger) (*calculator, error) {
 		CalculatorID: calculatorID(), Version: version, Epoch: c.source.Epoch, Schemas: schemas,
 		JoinLimit: o.joinLimit, MaxAge: o.maxConnectionAge, AgeGrace: o.maxConnectionAgeGrace,
 		Log: log.Named("sync"), Registry: c.registry})
+	if err := c.recordEvents(config, log.Named("events")); err != nil {
+		return nil, err
+	}
 	answers := &api.Service{
 		Version: version, CalculatorID: c.sync.CalculatorID, StartTime: time.Now(), Source: c.source,
 		Publisher: c.publisher, Sync: c.sync, Problems: c.problems.List}

@@ -201,6 +201,22 @@ func (s *Service) Problems() []*calculatorv1.Problem {
 	return problems
 }
 
+// Reported has what agents that are connected here say is wrong with their nodes,
+// by node.
+func (s *Service) Reported() map[string][]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	reported := map[string][]string{}
+	for nodeName, node := range s.nodes {
+		node.mu.Lock()
+		if problems := node.report.GetProblems(); node.stream != nil && len(problems) > 0 {
+			reported[nodeName] = problems
+		}
+		node.mu.Unlock()
+	}
+	return reported
+}
+
 // Nodes describes every node of the cluster and every connected agent, by
 // name.
 func (s *Service) Nodes() []*calculatorv1.NodeState {

@@ -32,6 +32,8 @@ type store struct {
 	// objects has every object that exists with its last trigger time, in
 	// nanoseconds since 1970.
 	objects map[model.Key]int64
+	// apiServers is of EndpointSlices; nil of all others.
+	apiServers *apiServers
 
 	// due is when the API server is to end the watch that was opened last, and
 	// lost tells that it ended before. streaming tells that the list to come is
@@ -51,8 +53,12 @@ type store struct {
 }
 
 func newStore(s *Source, sink source.Sink, k, probe kind) *store {
-	return &store{source: s, sink: sink, kind: k, probe: probe, objects: map[model.Key]int64{}, log: s.log.With(zap.String("kind", k.plural)),
+	st := &store{source: s, sink: sink, kind: k, probe: probe, objects: map[model.Key]int64{}, log: s.log.With(zap.String("kind", k.plural)),
 		questions: make(chan question, 1), changed: make(chan struct{})}
+	if k.kind == model.KindEndpointSlice {
+		st.apiServers = newAPIServers()
+	}
+	return st
 }
 
 // reached returns how far everything is handed over.
@@ -198,7 +204,7 @@ func (s *store) set(object any) error {
 		change.Trigger = t.trigger
 	}
 	s.objects[change.Key] = unixNano(t.trigger)
-	s.sink.Apply([]source.Change{change}, s.position(t.version))
+	s.sink.Apply(s.apiServers.change([]source.Change{change}), s.position(t.version))
 	s.advance(t.version)
 	if s.kind.kind == model.KindNamespace {
 		s.source.listed(s.kind.plural, s.sink) // perhaps the one that identifies the cluster
@@ -218,7 +224,7 @@ func (s *store) Delete(object any) error {
 	}
 	key := t.object.Key()
 	delete(s.objects, key)
-	s.sink.Apply([]source.Change{{Key: key}}, s.position(t.version))
+	s.sink.Apply(s.apiServers.change([]source.Change{{Key: key}}), s.position(t.version))
 	s.advance(t.version)
 	return nil
 }
@@ -253,7 +259,7 @@ func (s *store) Replace(list []any, resourceVersion string) error {
 	if !s.streaming {
 		s.due = time.Time{} // the watch that goes on from this list is yet to be opened
 	}
-	s.sink.Apply(changes, s.position(version))
+	s.sink.Apply(s.apiServers.change(changes), s.position(version))
 	s.advance(version)
 	s.log.Debug("listed", zap.Int("objects", len(there)), zap.Uint64("resourceVersion", version))
 	s.succeeded()
