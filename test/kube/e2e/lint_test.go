@@ -33,7 +33,7 @@ var (
 	// agentCapabilities are all that agents' containers have.
 	agentCapabilities = []corev1.Capability{"BPF", "NET_ADMIN", "PERFMON"}
 	// hostPaths are the directories of nodes that pods may see.
-	hostPaths = []string{"/sys/fs/bpf", "/sys/fs/cgroup", "/var/lib/millrace", "/run/millrace", "/proc/sys/net"}
+	hostPaths = []string{"/sys/fs/bpf", "/sys/fs/cgroup", "/var/lib/millrace", "/run/millrace", "/proc/sys/net", "/opt/cni/bin", "/etc/cni/net.d"}
 	// foreignSecrets are made by somebody else.
 	foreignSecrets = []string{"millrace-calculator-tls", "millrace-agent-tls"}
 )
