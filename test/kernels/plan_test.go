@@ -56,8 +56,9 @@ var (
 // orderOfCalls are tests of package bpf that load everything again and again, in
 // all, for a quarter of an hour in a guest. What they are about is the order in
 // which the loader does things, which is the same on every kernel; what it
-// does is in the tests that are left and in the narratives.
-const orderOfCalls = "CutShort|^TestSuccession$|^TestGrowth|^TestTablesGrowAtStart$|^TestPrograms|^TestOtherObjects|^TestMove|^TestTrial$"
+// does is in the tests that are left, where tables and a map of flows grow, and
+// in the narratives.
+const orderOfCalls = "CutShort|^TestSuccession$|^TestGrowth|^TestTablesGrowAtStart$|^TestPrograms|^TestOtherObjects|^TestMoveMerges|^TestMoveLeaves|^TestTrial$"
 
 // refusal is what is run where Millrace must refuse to run.
 var refusal = []run{{pkg: "test/e2e", only: "^(TestPreflight|TestUnsuitableKernel|TestWithoutCapabilities)$"}}
