@@ -28,6 +28,7 @@ type Options struct {
 	MaxEmbryonic   uint32 // per family; default 65,536
 	MaxEstablished uint32 // per family; default 524,288
 	MaxSpilled     uint32 // connected sockets beyond layout.ConnectedSlots, per family; default 131,072
+	MaxAffinity    uint32 // clients that keep a backend, per family; default 65,536
 	MaxIDs         uint32 // default 262,144
 
 	// Lock, if there is one, is the lock of PinPath: it is taken anew where pins

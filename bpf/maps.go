@@ -21,6 +21,7 @@ type FamilyMaps struct {
 	Connected *ebpf.Map // array of layout.Connected
 	Spilled   *ebpf.Map // hash: socket cookie -> layout.SockPeer
 	Fragments *ebpf.Map // LRU: layout.FragmentKey -> layout.Fragment
+	Affinity  *ebpf.Map // LRU: layout.AffinityKey -> layout.Affinity
 
 	Embryonic   *Generations // LRU: layout.CtKey -> layout.CtEntry
 	Established *Generations // hash: the same
@@ -42,6 +43,7 @@ func (d *Dataplane) openMaps(spec *ebpf.CollectionSpec) error {
 		"backends_v4": o.MaxBackends, "backends_v6": o.MaxBackends,
 		"routes_v4": o.MaxRoutes, "routes_v6": o.MaxRoutes,
 		"spilled_v4": o.MaxSpilled, "spilled_v6": o.MaxSpilled,
+		"affinity_v4": o.MaxAffinity, "affinity_v6": o.MaxAffinity,
 		"ids": o.MaxIDs,
 	} {
 		if s := spec.Maps[name]; s != nil && size != 0 {
@@ -107,6 +109,7 @@ func (d *Dataplane) openFamily(family int, spec *ebpf.CollectionSpec) (*FamilyMa
 		Connected:   d.maps[name("connected")],
 		Spilled:     d.maps[name("spilled")],
 		Fragments:   d.maps[name("fragments")],
+		Affinity:    d.maps[name("affinity")],
 		Embryonic:   embryonic,
 		Established: established,
 	}, nil

@@ -99,7 +99,7 @@ func (d *Dataplane) Features() []Feature { return d.opts.Features() }
 // compares them with what the objects call.
 var requiredHelpers = map[ebpf.ProgramType][]asm.BuiltinFunc{
 	ebpf.CGroupSockAddr: {
-		asm.FnGetNetnsCookie, asm.FnGetPrandomU32, asm.FnGetSocketCookie, asm.FnMapDeleteElem, asm.FnMapLookupElem,
+		asm.FnGetNetnsCookie, asm.FnGetPrandomU32, asm.FnGetSocketCookie, asm.FnKtimeGetCoarseNs, asm.FnMapDeleteElem, asm.FnMapLookupElem,
 		asm.FnMapUpdateElem, asm.FnSkLookupTcp, asm.FnSkLookupUdp, asm.FnSkRelease, asm.FnSkStorageGet,
 	},
 	ebpf.CGroupSock: {asm.FnGetSocketCookie, asm.FnMapDeleteElem, asm.FnMapLookupElem},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,8 @@ type sockRig struct {
 	d    *Dataplane
 	next uint32 // free backend elements from here on
 	id   uint32
+	// affinity is the seconds of services that are programmed.
+	affinity uint32
 }
 
 func newSockRig(t testing.TB, o Options) *sockRig {
@@ -63,6 +66,7 @@ func writeService[A layout.IP](r *sockRig, m *FamilyMaps, proto uint8, frontend 
 	backendFlags layout.BackendFlags, backends []netip.AddrPort) {
 	r.Helper()
 	elems := make([]layout.Backend[A], len(backends))
+	backends = slices.SortedFunc(slices.Values(backends), netip.AddrPort.Compare) // as the programs rely on
 	for i, b := range backends {
 		var ok bool
 		if elems[i], ok = layout.NewBackend[A](b, backendFlags); !ok {
@@ -75,7 +79,8 @@ func writeService[A layout.IP](r *sockRig, m *FamilyMaps, proto uint8, frontend 
 	key, _ := layout.NewFrontendKey[A](frontend, proto)
 	r.id++
 	err := UpdateFrontends(m, []layout.FrontendKey[A]{key}, []layout.Frontend{
-		{ServiceID: r.id, FirstBackend: r.next, BackendCount: uint32(len(backends)), Flags: flags}})
+		{ServiceID: r.id, FirstBackend: r.next, BackendCount: uint32(len(backends)), Flags: flags,
+			AffinityTimeout: r.affinity}})
 	if err != nil {
 		r.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -186,10 +187,10 @@ func TestUDPKeepsItsBackend(t *testing.T) {
 	if len(seen) < 5 {
 		t.Errorf("60 sockets use but %v", seen)
 	}
-	// The service is written anew, the backend stands elsewhere.
-	var rest []netip.AddrPort
-	for i := len(backends) - 1; i >= 0; i-- {
-		rest = append(rest, backends[i])
+	// The service has more backends, and this one stands elsewhere, far away.
+	rest := slices.Clone(backends)
+	for i := range 100 {
+		rest = append(rest, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, 0, byte(i)}), 53))
 	}
 	r.service(layout.ProtoUDP, "10.96.0.1:53", 0, rest...)
 	if got := ask(fd); got != first {

@@ -13,6 +13,48 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type sockConnectAffinityKeyV4 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type sockConnectAffinityKeyV6 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type sockConnectAffinityV4 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
+type sockConnectAffinityV6 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
 type sockConnectBackendV4 struct {
 	_    structs.HostLayout
 	Addr struct {
@@ -229,6 +271,8 @@ type sockConnectSockStateV6 struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockConnectMapAffinityV4    = "affinity_v4"
+	sockConnectMapAffinityV6    = "affinity_v6"
 	sockConnectMapBackendsV4    = "backends_v4"
 	sockConnectMapBackendsV6    = "backends_v6"
 	sockConnectMapConfig        = "config"
@@ -308,6 +352,8 @@ type sockConnectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockConnectMapSpecs struct {
+	AffinityV4    *ebpf.MapSpec `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.MapSpec `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.MapSpec `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.MapSpec `ebpf:"backends_v6"`
 	Config        *ebpf.MapSpec `ebpf:"config"`
@@ -361,6 +407,8 @@ func (o *sockConnectObjects) Close() error {
 //
 // It can be passed to loadSockConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockConnectMaps struct {
+	AffinityV4    *ebpf.Map `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.Map `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.Map `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.Map `ebpf:"backends_v6"`
 	Config        *ebpf.Map `ebpf:"config"`
@@ -388,6 +436,8 @@ type sockConnectMaps struct {
 
 func (m *sockConnectMaps) Close() error {
 	return _SockConnectClose(
+		m.AffinityV4,
+		m.AffinityV6,
 		m.BackendsV4,
 		m.BackendsV6,
 		m.Config,

@@ -13,6 +13,48 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type sockGetpeernameAffinityKeyV4 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type sockGetpeernameAffinityKeyV6 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type sockGetpeernameAffinityV4 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
+type sockGetpeernameAffinityV6 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
 type sockGetpeernameBackendV4 struct {
 	_    structs.HostLayout
 	Addr struct {
@@ -229,6 +271,8 @@ type sockGetpeernameSockStateV6 struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockGetpeernameMapAffinityV4        = "affinity_v4"
+	sockGetpeernameMapAffinityV6        = "affinity_v6"
 	sockGetpeernameMapBackendsV4        = "backends_v4"
 	sockGetpeernameMapBackendsV6        = "backends_v6"
 	sockGetpeernameMapConfig            = "config"
@@ -307,6 +351,8 @@ type sockGetpeernameProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockGetpeernameMapSpecs struct {
+	AffinityV4    *ebpf.MapSpec `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.MapSpec `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.MapSpec `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.MapSpec `ebpf:"backends_v6"`
 	Config        *ebpf.MapSpec `ebpf:"config"`
@@ -359,6 +405,8 @@ func (o *sockGetpeernameObjects) Close() error {
 //
 // It can be passed to loadSockGetpeernameObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockGetpeernameMaps struct {
+	AffinityV4    *ebpf.Map `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.Map `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.Map `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.Map `ebpf:"backends_v6"`
 	Config        *ebpf.Map `ebpf:"config"`
@@ -386,6 +434,8 @@ type sockGetpeernameMaps struct {
 
 func (m *sockGetpeernameMaps) Close() error {
 	return _SockGetpeernameClose(
+		m.AffinityV4,
+		m.AffinityV6,
 		m.BackendsV4,
 		m.BackendsV6,
 		m.Config,

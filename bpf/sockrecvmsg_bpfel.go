@@ -13,6 +13,48 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type sockRecvmsgAffinityKeyV4 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type sockRecvmsgAffinityKeyV6 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type sockRecvmsgAffinityV4 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
+type sockRecvmsgAffinityV6 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
 type sockRecvmsgBackendV4 struct {
 	_    structs.HostLayout
 	Addr struct {
@@ -229,6 +271,8 @@ type sockRecvmsgSockStateV6 struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockRecvmsgMapAffinityV4    = "affinity_v4"
+	sockRecvmsgMapAffinityV6    = "affinity_v6"
 	sockRecvmsgMapBackendsV4    = "backends_v4"
 	sockRecvmsgMapBackendsV6    = "backends_v6"
 	sockRecvmsgMapConfig        = "config"
@@ -307,6 +351,8 @@ type sockRecvmsgProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockRecvmsgMapSpecs struct {
+	AffinityV4    *ebpf.MapSpec `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.MapSpec `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.MapSpec `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.MapSpec `ebpf:"backends_v6"`
 	Config        *ebpf.MapSpec `ebpf:"config"`
@@ -359,6 +405,8 @@ func (o *sockRecvmsgObjects) Close() error {
 //
 // It can be passed to loadSockRecvmsgObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockRecvmsgMaps struct {
+	AffinityV4    *ebpf.Map `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.Map `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.Map `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.Map `ebpf:"backends_v6"`
 	Config        *ebpf.Map `ebpf:"config"`
@@ -386,6 +434,8 @@ type sockRecvmsgMaps struct {
 
 func (m *sockRecvmsgMaps) Close() error {
 	return _SockRecvmsgClose(
+		m.AffinityV4,
+		m.AffinityV6,
 		m.BackendsV4,
 		m.BackendsV6,
 		m.Config,

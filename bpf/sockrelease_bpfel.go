@@ -13,6 +13,48 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type sockReleaseAffinityKeyV4 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type sockReleaseAffinityKeyV6 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type sockReleaseAffinityV4 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
+type sockReleaseAffinityV6 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
 type sockReleaseBackendV4 struct {
 	_    structs.HostLayout
 	Addr struct {
@@ -229,6 +271,8 @@ type sockReleaseSockStateV6 struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockReleaseMapAffinityV4    = "affinity_v4"
+	sockReleaseMapAffinityV6    = "affinity_v6"
 	sockReleaseMapBackendsV4    = "backends_v4"
 	sockReleaseMapBackendsV6    = "backends_v6"
 	sockReleaseMapConfig        = "config"
@@ -305,6 +349,8 @@ type sockReleaseProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockReleaseMapSpecs struct {
+	AffinityV4    *ebpf.MapSpec `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.MapSpec `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.MapSpec `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.MapSpec `ebpf:"backends_v6"`
 	Config        *ebpf.MapSpec `ebpf:"config"`
@@ -357,6 +403,8 @@ func (o *sockReleaseObjects) Close() error {
 //
 // It can be passed to loadSockReleaseObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockReleaseMaps struct {
+	AffinityV4    *ebpf.Map `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.Map `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.Map `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.Map `ebpf:"backends_v6"`
 	Config        *ebpf.Map `ebpf:"config"`
@@ -384,6 +432,8 @@ type sockReleaseMaps struct {
 
 func (m *sockReleaseMaps) Close() error {
 	return _SockReleaseClose(
+		m.AffinityV4,
+		m.AffinityV6,
 		m.BackendsV4,
 		m.BackendsV6,
 		m.Config,

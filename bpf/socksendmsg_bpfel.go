@@ -13,6 +13,48 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type sockSendmsgAffinityKeyV4 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type sockSendmsgAffinityKeyV6 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type sockSendmsgAffinityV4 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
+type sockSendmsgAffinityV6 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
 type sockSendmsgBackendV4 struct {
 	_    structs.HostLayout
 	Addr struct {
@@ -229,6 +271,8 @@ type sockSendmsgSockStateV6 struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockSendmsgMapAffinityV4    = "affinity_v4"
+	sockSendmsgMapAffinityV6    = "affinity_v6"
 	sockSendmsgMapBackendsV4    = "backends_v4"
 	sockSendmsgMapBackendsV6    = "backends_v6"
 	sockSendmsgMapConfig        = "config"
@@ -307,6 +351,8 @@ type sockSendmsgProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockSendmsgMapSpecs struct {
+	AffinityV4    *ebpf.MapSpec `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.MapSpec `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.MapSpec `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.MapSpec `ebpf:"backends_v6"`
 	Config        *ebpf.MapSpec `ebpf:"config"`
@@ -359,6 +405,8 @@ func (o *sockSendmsgObjects) Close() error {
 //
 // It can be passed to loadSockSendmsgObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockSendmsgMaps struct {
+	AffinityV4    *ebpf.Map `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.Map `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.Map `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.Map `ebpf:"backends_v6"`
 	Config        *ebpf.Map `ebpf:"config"`
@@ -386,6 +434,8 @@ type sockSendmsgMaps struct {
 
 func (m *sockSendmsgMaps) Close() error {
 	return _SockSendmsgClose(
+		m.AffinityV4,
+		m.AffinityV6,
 		m.BackendsV4,
 		m.BackendsV6,
 		m.Config,

@@ -13,6 +13,48 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type tcPodEgressAffinityKeyV4 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type tcPodEgressAffinityKeyV6 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type tcPodEgressAffinityV4 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
+type tcPodEgressAffinityV6 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
 type tcPodEgressBackendV4 struct {
 	_    structs.HostLayout
 	Addr struct {
@@ -491,6 +533,8 @@ type tcPodEgressSockStateV6 struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	tcPodEgressMapAffinityV4    = "affinity_v4"
+	tcPodEgressMapAffinityV6    = "affinity_v6"
 	tcPodEgressMapBackendsV4    = "backends_v4"
 	tcPodEgressMapBackendsV6    = "backends_v6"
 	tcPodEgressMapConfig        = "config"
@@ -570,6 +614,8 @@ type tcPodEgressProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcPodEgressMapSpecs struct {
+	AffinityV4    *ebpf.MapSpec `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.MapSpec `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.MapSpec `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.MapSpec `ebpf:"backends_v6"`
 	Config        *ebpf.MapSpec `ebpf:"config"`
@@ -625,6 +671,8 @@ func (o *tcPodEgressObjects) Close() error {
 //
 // It can be passed to loadTcPodEgressObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcPodEgressMaps struct {
+	AffinityV4    *ebpf.Map `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.Map `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.Map `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.Map `ebpf:"backends_v6"`
 	Config        *ebpf.Map `ebpf:"config"`
@@ -656,6 +704,8 @@ type tcPodEgressMaps struct {
 
 func (m *tcPodEgressMaps) Close() error {
 	return _TcPodEgressClose(
+		m.AffinityV4,
+		m.AffinityV6,
 		m.BackendsV4,
 		m.BackendsV6,
 		m.Config,

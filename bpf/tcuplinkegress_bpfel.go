@@ -13,6 +13,48 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type tcUplinkEgressAffinityKeyV4 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type tcUplinkEgressAffinityKeyV6 struct {
+	_      structs.HostLayout
+	Client struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	NetnsCookie [2]uint32
+	ServiceId   uint32
+}
+
+type tcUplinkEgressAffinityV4 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [1]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
+type tcUplinkEgressAffinityV6 struct {
+	_           structs.HostLayout
+	BackendAddr struct {
+		_ structs.HostLayout
+		W [4]uint32
+	}
+	BackendPort uint16
+	Pad         uint16
+	Used        uint32
+}
+
 type tcUplinkEgressBackendV4 struct {
 	_    structs.HostLayout
 	Addr struct {
@@ -491,6 +533,8 @@ type tcUplinkEgressSockStateV6 struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	tcUplinkEgressMapAffinityV4      = "affinity_v4"
+	tcUplinkEgressMapAffinityV6      = "affinity_v6"
 	tcUplinkEgressMapBackendsV4      = "backends_v4"
 	tcUplinkEgressMapBackendsV6      = "backends_v6"
 	tcUplinkEgressMapConfig          = "config"
@@ -570,6 +614,8 @@ type tcUplinkEgressProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcUplinkEgressMapSpecs struct {
+	AffinityV4    *ebpf.MapSpec `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.MapSpec `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.MapSpec `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.MapSpec `ebpf:"backends_v6"`
 	Config        *ebpf.MapSpec `ebpf:"config"`
@@ -625,6 +671,8 @@ func (o *tcUplinkEgressObjects) Close() error {
 //
 // It can be passed to loadTcUplinkEgressObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcUplinkEgressMaps struct {
+	AffinityV4    *ebpf.Map `ebpf:"affinity_v4"`
+	AffinityV6    *ebpf.Map `ebpf:"affinity_v6"`
 	BackendsV4    *ebpf.Map `ebpf:"backends_v4"`
 	BackendsV6    *ebpf.Map `ebpf:"backends_v6"`
 	Config        *ebpf.Map `ebpf:"config"`
@@ -656,6 +704,8 @@ type tcUplinkEgressMaps struct {
 
 func (m *tcUplinkEgressMaps) Close() error {
 	return _TcUplinkEgressClose(
+		m.AffinityV4,
+		m.AffinityV6,
 		m.BackendsV4,
 		m.BackendsV6,
 		m.Config,

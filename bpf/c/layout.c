@@ -11,6 +11,8 @@
 
 USE_FAMILY(frontend_key)
 USE_FAMILY(backend)
+USE_FAMILY(affinity_key)
+USE_FAMILY(affinity)
 USE_FAMILY(route_key)
 USE_FAMILY(ct_key)
 USE_FAMILY(ct_entry)
@@ -30,6 +32,7 @@ USE(struct, ct_move_request)
 
 USE(enum, frontend_flags)
 USE(enum, backend_flags)
+USE(enum, affinity_clock)
 USE(enum, route_flags)
 USE(enum, config_flags)
 USE(enum, ct_kind)

@@ -19,6 +19,7 @@
 #define MILLRACE_SOCK_H
 
 #include "include/helpers.h"
+#include "include/checksum.h"
 #include "include/config.h"
 
 #ifndef __maybe_unused
@@ -38,9 +39,6 @@ enum sock_verdict {
 	SOCK_TRANSLATE, /* to the backend found */
 	SOCK_REFUSE,	/* a connect that nobody can answer */
 };
-
-/* Backends compared when a socket's backend is not where it stood before. */
-#define SOCK_SEARCH_MAX 32
 
 /* The protocol by which frontends are known, or 0 for one they do not have. */
 static __always_inline __u8 sock_proto(const struct bpf_sock_addr *ctx)

@@ -1,14 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* One family's part of sock.h, which includes this with FAMILY 4 and 6. */
 
-static __always_inline bool FAM(sock_same_ip)(const struct FAM(ip) *a, const struct FAM(ip) *b)
-{
-#if FAMILY == 4
-	return a->w[0] == b->w[0];
-#else
-	return !((a->w[0] ^ b->w[0]) | (a->w[1] ^ b->w[1]) | (a->w[2] ^ b->w[2]) | (a->w[3] ^ b->w[3]));
-#endif
-}
+#include "include/address_family.h"
+#include "include/affinity_family.h"
 
 /* The address and port of a call. */
 static __always_inline void FAM(sock_read)(const struct bpf_sock_addr *ctx, struct FAM(frontend_key) *key, __u8 proto)
@@ -50,19 +44,19 @@ static __always_inline struct FAM(sock_state) *FAM(sock_state_get)(struct bpf_so
 static __always_inline bool FAM(sock_peer_is_frontend)(const struct FAM(sock_peer) *p,
 						       const struct FAM(frontend_key) *key)
 {
-	return p->frontend_port == key->port && FAM(sock_same_ip)(&p->frontend_addr, &key->addr);
+	return p->frontend_port == key->port && FAM(ip_equal)(&p->frontend_addr, &key->addr);
 }
 
 static __always_inline bool FAM(sock_peer_is_backend)(const struct FAM(sock_peer) *p, const struct FAM(ip) *addr,
 						      __be16 port)
 {
-	return p->backend_port == port && FAM(sock_same_ip)(&p->backend_addr, addr);
+	return p->backend_port == port && FAM(ip_equal)(&p->backend_addr, addr);
 }
 
 /*
  * Searches, as global functions: the verifier goes through each of their loops
  * once, not once for every way that leads there. They return an index, and
- * SOCK_PEERS or SOCK_SEARCH_MAX when nothing is found.
+ * SOCK_PEERS when nothing is found.
  */
 
 /* The peer that is this backend; at most one is. */
@@ -109,24 +103,6 @@ __noinline __u32 FAM(sock_index_of_room)(const struct FAM(sock_state) *state)
 	return past;
 }
 
-/* Where in the range from first on the peer's backend stands. */
-__noinline __u32 FAM(sock_offset_in_range)(__u32 first, __u32 count, const struct FAM(sock_peer) *p)
-{
-	if (!p)
-		return SOCK_SEARCH_MAX;
-	for (__u32 i = 0; i < SOCK_SEARCH_MAX; i++) {
-		__u32 index = first + i;
-		struct FAM(backend) *b;
-
-		if (i >= count)
-			break;
-		b = bpf_map_lookup_elem(&FAM(backends), &index);
-		if (b && FAM(sock_peer_is_backend)(p, &b->addr, b->port))
-			return i;
-	}
-	return SOCK_SEARCH_MAX;
-}
-
 static __always_inline struct FAM(sock_peer) *FAM(sock_peer_at)(struct FAM(sock_state) *state, __u32 index)
 {
 	if (index >= SOCK_PEERS)
@@ -161,7 +137,7 @@ static __always_inline struct FAM(sock_peer) *FAM(sock_find_current)(struct FAM(
 								     const struct frontend *fe)
 {
 	struct FAM(sock_peer) *p = FAM(sock_peer_at)(state, FAM(sock_index_of_frontend)(state, key));
-	struct FAM(backend) *b;
+	struct FAM(backend) *b, had;
 	__u32 offset, index;
 
 	if (!p)
@@ -173,8 +149,11 @@ static __always_inline struct FAM(sock_peer) *FAM(sock_find_current)(struct FAM(
 			return p;
 	}
 	/* The service changed; what is left of it may stand elsewhere. */
-	offset = FAM(sock_offset_in_range)(fe->first_backend, fe->backend_count, p);
-	if (offset < SOCK_SEARCH_MAX) {
+	had.addr = p->backend_addr;
+	had.port = p->backend_port;
+	had.flags = 0;
+	offset = FAM(backend_find)(fe->first_backend, fe->backend_count, &had);
+	if (offset < fe->backend_count) {
 		p->offset = offset;
 		return p;
 	}
@@ -315,7 +294,14 @@ static __always_inline bool FAM(sock_choose)(struct bpf_sock_addr *ctx, const st
 		random ^= random >> 15;
 		random *= 0xc2b2ae35;
 	}
-	*offset = ((__u64)random * fe->backend_count) >> 32;
+	if (unlikely(fe->affinity_timeout)) {
+		__u64 cookie = bpf_get_netns_cookie(ctx);
+		struct FAM(affinity_key) key = { .netns_cookie = { cookie, cookie >> 32 }, .service_id = fe->service_id };
+
+		*offset = FAM(affinity_choose)(&key, fe, bpf_ktime_get_coarse_ns(), random);
+	} else {
+		*offset = ((__u64)random * fe->backend_count) >> 32;
+	}
 	index = fe->first_backend + *offset;
 	b = bpf_map_lookup_elem(&FAM(backends), &index);
 	if (!b)

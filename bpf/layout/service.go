@@ -42,14 +42,18 @@ type Frontend struct {
 	FirstBackend    uint32 // index into backends_vN
 	BackendCount    uint32 // 0: refuse
 	Flags           FrontendFlags
-	AffinityTimeout uint32 // seconds of client affinity, 0 none; reserved
+	AffinityTimeout uint32 // seconds for which a client keeps its backend, 0 none
 	Reserved        uint32
 }
 
 // String tells all fields.
 func (f Frontend) String() string {
-	return fmt.Sprintf("service %d backends [%d,%d) %s", f.ServiceID, f.FirstBackend,
+	text := fmt.Sprintf("service %d backends [%d,%d) %s", f.ServiceID, f.FirstBackend,
 		uint64(f.FirstBackend)+uint64(f.BackendCount), f.Flags)
+	if f.AffinityTimeout > 0 {
+		text += fmt.Sprintf(" affinity %ds", f.AffinityTimeout)
+	}
+	return text
 }
 
 // Backend is an element of backends_vN.

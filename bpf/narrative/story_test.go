@@ -7,6 +7,7 @@ package narrative
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,6 +25,11 @@ type host struct {
 	config layout.Config
 	next   uint32 // first free element of the backends array
 
+	// Of the services that are programmed.
+	id       uint32
+	affinity uint32 // seconds
+	port     uint16 // of a client's last connection
+
 	runFlags uint32 // of every run of a program
 }
 
@@ -35,9 +41,9 @@ const (
 // newHost empties the node for a story.
 func newHost(t testing.TB, f *family, proto uint8) *host {
 	t.Helper()
-	h := &host{family: f, t: t, proto: proto}
+	h := &host{family: f, t: t, proto: proto, id: 7, port: 10000}
 	for _, fm := range []*bpf.FamilyMaps{node.d.V4, node.d.V6} {
-		for _, m := range []*ebpf.Map{fm.Frontends, fm.Routes, fm.Fragments, fm.Embryonic.Current(), fm.Established.Current()} {
+		for _, m := range []*ebpf.Map{fm.Frontends, fm.Routes, fm.Fragments, fm.Affinity, fm.Embryonic.Current(), fm.Established.Current()} {
 			h.clear(m)
 		}
 	}
@@ -127,6 +133,8 @@ func (h *host) service(frontend netip.AddrPort, flags layout.FrontendFlags, back
 func program[A layout.IP](h *host, m *bpf.FamilyMaps, frontend netip.AddrPort, flags layout.FrontendFlags, backends []where) {
 	h.t.Helper()
 	var elems []layout.Backend[A]
+	// Sorted, as the programs rely on.
+	backends = slices.SortedFunc(slices.Values(backends), func(a, b where) int { return a.Compare(b.AddrPort) })
 	for _, b := range backends {
 		e, ok := layout.NewBackend[A](b.AddrPort, b.flags)
 		if !ok {
@@ -142,7 +150,9 @@ func program[A layout.IP](h *host, m *bpf.FamilyMaps, frontend netip.AddrPort, f
 		}
 	}
 	key, _ := layout.NewFrontendKey[A](frontend, h.proto)
-	value := layout.Frontend{ServiceID: 7, FirstBackend: first, BackendCount: uint32(len(elems)), Flags: flags}
+	value := layout.Frontend{
+		ServiceID: h.id, FirstBackend: first, BackendCount: uint32(len(elems)), Flags: flags, AffinityTimeout: h.affinity,
+	}
 	if err := m.Frontends.Put(key, value); err != nil {
 		h.t.Fatal(err)
 	}

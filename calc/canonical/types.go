@@ -46,6 +46,11 @@ func encodeService(e *encoder, m *dataplanev1.Service) {
 	messages(e, 5, m.GetLoadBalancerIps(), encodeServiceAddress)
 	messages(e, 6, m.GetPorts(), encodeServicePort)
 	e.uint(7, uint64(m.GetBackendSlices()))
+	if affinity := m.GetSessionAffinity(); affinity != nil {
+		e.raw(8)
+		e.uint(1, uint64(affinity.GetTimeoutSeconds()))
+		e.raw(end)
+	}
 }
 
 func encodeServiceAddress(e *encoder, m *dataplanev1.ServiceAddress) {

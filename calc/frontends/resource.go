@@ -22,6 +22,9 @@ func (c *Claims) Build(service *services.Service, backendSlices int) (*dataplane
 		BackendSlices: uint32(backendSlices),
 		Ports:         c.ports(service, problems),
 	}
+	if service.AffinityTimeout > 0 {
+		content.SessionAffinity = &dataplanev1.SessionAffinity{TimeoutSeconds: service.AffinityTimeout}
+	}
 	for _, ip := range service.ClusterIPs {
 		if holder := c.clusterIPs[ip.Addr].first; holder != service {
 			problems.Add(ip.Field(), "%s is the cluster IP of service %s, which %s: not served until that one gives it up",

@@ -86,7 +86,14 @@ func (s *source) service(namespace, name string) *model.Service {
 		Ingress: some(s, 2, func() model.LoadBalancerIngress {
 			return model.LoadBalancerIngress{IP: s.frontendAddr(), IPMode: pick(s, "", "VIP", "Proxy", "Odd")}
 		}),
+		SessionAffinity: pick(s, "", "", "None", "ClientIP", "Odd"),
+		AffinityTimeout: s.affinityTimeout(),
 	}
+}
+
+func (s *source) affinityTimeout() *int32 {
+	seconds := pick[int32](s, 15, 86400, 0, 86401, -1)
+	return pick(s, nil, &seconds)
 }
 
 func (s *source) slice(namespace, name string) *model.EndpointSlice {

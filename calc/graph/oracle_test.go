@@ -76,8 +76,9 @@ func addrText(t testing.TB, raw []byte) string {
 func flattenService(t testing.TB, service *dataplanev1.Service, chunks []*dataplanev1.BackendSlice) []string {
 	var lines []string
 	frontend := func(kind, addr string, port uint32, of *dataplanev1.ServicePort) {
-		lines = append(lines, fmt.Sprintf("frontend %s %d %s:%d = %s/%s:%s",
-			kind, of.GetProtocol(), addr, port, service.GetNamespace(), service.GetName(), of.GetName()))
+		lines = append(lines, fmt.Sprintf("frontend %s %d %s:%d = %s/%s:%s%s",
+			kind, of.GetProtocol(), addr, port, service.GetNamespace(), service.GetName(), of.GetName(),
+			affinity(service.GetSessionAffinity().GetTimeoutSeconds())))
 	}
 	for _, port := range service.GetPorts() {
 		for _, ip := range service.GetClusterIps() {
@@ -115,6 +116,13 @@ func flattenService(t testing.TB, service *dataplanev1.Service, chunks []*datapl
 		}
 	}
 	return lines
+}
+
+func affinity(seconds uint32) string {
+	if seconds == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" affinity %ds", seconds)
 }
 
 func conditions(ready, serving, terminating bool) string {
@@ -235,7 +243,8 @@ func oracleFrontends(services []*model.Service) []string {
 	taken := map[string]*model.Service{} // protocol address:port
 	emit := func(kind, socket string, port model.ServicePort, s *model.Service) {
 		protocol, _ := oracleProtocol(port.Protocol)
-		lines = append(lines, fmt.Sprintf("frontend %s %d %s = %s/%s:%s", kind, protocol, socket, s.Namespace, s.Name, port.Name))
+		lines = append(lines, fmt.Sprintf("frontend %s %d %s = %s/%s:%s%s", kind, protocol, socket, s.Namespace, s.Name, port.Name,
+			affinity(oracleAffinity(s))))
 	}
 	socketOf := func(addr netip.Addr, port int32) string { return addr.String() + ":" + fmt.Sprint(port) }
 	for _, s := range services {
@@ -290,6 +299,16 @@ func oracleFrontends(services []*model.Service) []string {
 		}
 	}
 	return lines
+}
+
+func oracleAffinity(s *model.Service) uint32 {
+	switch {
+	case s.SessionAffinity != "ClientIP":
+		return 0
+	case s.AffinityTimeout == nil || *s.AffinityTimeout <= 0 || *s.AffinityTimeout > 24*60*60:
+		return 3 * 60 * 60
+	}
+	return uint32(*s.AffinityTimeout)
 }
 
 func socketOf2(nodePort int32) string { return "*:" + fmt.Sprint(nodePort) }

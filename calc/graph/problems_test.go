@@ -76,7 +76,7 @@ func TestProblems(t *testing.T) {
 			[]string{"Service ns/x: spec.ports[0].targetPort: 70000 is not a port (1 to 65535): ignored; backends are reached at the ports of their slices"},
 			[]string{cluster}},
 		{"unsupported fields", []model.Object{service("x", func(s *model.Service) {
-			s.Unsupported = model.Unsupported{SessionAffinity: "ClientIP", SourceRanges: true, ExternalTrafficPolicy: "Local",
+			s.Unsupported = model.Unsupported{SourceRanges: true, ExternalTrafficPolicy: "Local",
 				InternalTrafficPolicy: "Local", TrafficDistribution: "PreferClose", TopologyMode: "Auto"}
 		})},
 			[]string{
@@ -84,11 +84,23 @@ func TestProblems(t *testing.T) {
 				"Service ns/x: spec.externalTrafficPolicy: Local is not supported yet: ignored; backends of all nodes are used, and those of other nodes do not see the client's address",
 				"Service ns/x: spec.internalTrafficPolicy: Local is not supported yet: ignored; backends of all nodes are used",
 				"Service ns/x: spec.loadBalancerSourceRanges: a list of sources is not supported yet: ignored; every client gets in",
-				"Service ns/x: spec.sessionAffinity: ClientIP is not supported yet: ignored; every connection chooses a backend anew",
 				"Service ns/x: spec.trafficDistribution: PreferClose is not supported yet: ignored; backends of all zones are used",
 			}, []string{cluster}},
+		{"session affinity of clients", []model.Object{service("x", clientIP(nil))}, nil, []string{cluster + " affinity 10800s"}},
+		{"session affinity with a timeout", []model.Object{service("x", clientIP(seconds(1))), service("y", clusterIPs("10.96.0.2"), clientIP(seconds(86400)))},
+			nil, []string{cluster + " affinity 1s", "frontend cluster 6 10.96.0.2:80 = ns/y:web affinity 86400s"}},
+		{"session affinity with no time", []model.Object{service("x", clientIP(seconds(0)))},
+			[]string{"Service ns/x: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not a number of seconds that a client can keep its backend for (1 to 86400): treated as 10800"},
+			[]string{cluster + " affinity 10800s"}},
+		{"session affinity of more than a day", []model.Object{service("x", clientIP(seconds(86401)))},
+			[]string{"Service ns/x: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 86401 is not a number of seconds that a client can keep its backend for (1 to 86400): treated as 10800"},
+			[]string{cluster + " affinity 10800s"}},
+		{"unknown session affinity", []model.Object{service("x", func(s *model.Service) { s.SessionAffinity = "Cookie" })},
+			[]string{`Service ns/x: spec.sessionAffinity: "Cookie" is not a session affinity (None, ClientIP): treated as None`}, []string{cluster}},
+		{"a timeout without session affinity", []model.Object{service("x", func(s *model.Service) { s.SessionAffinity, s.AffinityTimeout = "None", seconds(0) })},
+			nil, []string{cluster}},
 		{"fields as the API server fills them in", []model.Object{service("x", func(s *model.Service) {
-			s.Unsupported = model.Unsupported{SessionAffinity: "None", ExternalTrafficPolicy: "Cluster",
+			s.Unsupported = model.Unsupported{ExternalTrafficPolicy: "Cluster",
 				InternalTrafficPolicy: "Cluster", TopologyMode: "Disabled"}
 		})}, nil, []string{cluster}},
 		{"unknown type", []model.Object{service("x", func(s *model.Service) { s.Type = "Magic" })},

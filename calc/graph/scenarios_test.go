@@ -47,6 +47,12 @@ func nodePort(port int32) func(*model.Service) {
 	return func(s *model.Service) { s.Ports[0].NodePort = port }
 }
 
+func clientIP(timeout *int32) func(*model.Service) {
+	return func(s *model.Service) { s.SessionAffinity, s.AffinityTimeout = "ClientIP", timeout }
+}
+
+func seconds(n int32) *int32 { return &n }
+
 func created(when int64) func(*model.Service) {
 	return func(s *model.Service) { s.Created = when }
 }
@@ -140,6 +146,12 @@ func sequences() []sequence {
 			newWorld(service("x", created(3), ports(model.ServicePort{Name: "web", Protocol: "UDP", Port: 80, NodePort: 30000})),
 				service("y", created(2), clusterIPs("10.96.0.2"), nodePort(30000))),
 			newWorld(service("x", created(3), nodePort(30000))),
+		}},
+		{"session affinity goes on and off", []world{
+			newWorld(service("x")),
+			newWorld(service("x", clientIP(nil))),
+			newWorld(service("x", clientIP(seconds(15)))),
+			newWorld(service("x", func(s *model.Service) { s.SessionAffinity = "None" })),
 		}},
 		{"service becomes something else", []world{
 			newWorld(service("x"), endpointSlice("x-1", "x", endpoint("10.1.0.1", "n1"))),

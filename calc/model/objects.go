@@ -25,16 +25,24 @@ type Service struct {
 	Ports []ServicePort
 	// Ingress is status.loadBalancer.ingress.
 	Ingress []LoadBalancerIngress
+	// SessionAffinity is spec.sessionAffinity ("ClientIP", "None"); empty means
+	// None.
+	SessionAffinity string
+	// AffinityTimeout is spec.sessionAffinityConfig.clientIP.timeoutSeconds; nil
+	// means DefaultAffinityTimeout.
+	AffinityTimeout *int32
 	// Unsupported is what the object asks for and the dataplane ignores: it
 	// is reported, nothing is computed from it.
 	Unsupported Unsupported
 }
 
+// DefaultAffinityTimeout is for how many seconds a client keeps its backend
+// unless told otherwise.
+const DefaultAffinityTimeout int32 = 10800
+
 // Unsupported holds fields of a Service that are only reported. Sources need
 // to keep only values that are reported.
 type Unsupported struct {
-	// SessionAffinity is spec.sessionAffinity.
-	SessionAffinity string
 	// SourceRanges tells that spec.loadBalancerSourceRanges has entries.
 	SourceRanges bool
 	// ExternalTrafficPolicy is spec.externalTrafficPolicy.

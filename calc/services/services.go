@@ -34,6 +34,9 @@ type Service struct {
 	// and protocol, the same number and protocol, or the same node port and
 	// protocol.
 	Ports []Port
+	// AffinityTimeout is for how many seconds a client keeps its backend, 0 if
+	// every connection chooses anew.
+	AffinityTimeout uint32
 }
 
 // Address is an address of a service.
@@ -117,6 +120,7 @@ func Parse(object *model.Service) (*Service, []problem.Problem) {
 	service.ExternalIPs = parseExternalIPs(object, families, problems)
 	service.LoadBalancerIPs = parseIngress(object, families, problems)
 	service.Ports = parsePorts(object, problems)
+	service.AffinityTimeout = parseAffinity(object, problems)
 	reportUnsupported(&object.Unsupported, problems)
 	return service, problems.Sorted()
 }
@@ -125,9 +129,6 @@ func Parse(object *model.Service) (*Service, []problem.Problem) {
 func reportUnsupported(object *model.Unsupported, problems *problem.List) {
 	report := func(field, value, consequence string) {
 		problems.Add(field, "%s is not supported yet: ignored; %s", value, consequence)
-	}
-	if object.SessionAffinity == "ClientIP" {
-		report("spec.sessionAffinity", object.SessionAffinity, "every connection chooses a backend anew")
 	}
 	if object.SourceRanges {
 		report("spec.loadBalancerSourceRanges", "a list of sources", "every client gets in")

@@ -40,6 +40,7 @@ var rules = []Rule{
 	{"/millrace.agent.v1.AgentService/ListServices", []Kind{Reader, Operator}, Get},
 	{"/millrace.agent.v1.AgentService/ListEndpoints", []Kind{Reader, Operator}, Get},
 	{"/millrace.agent.v1.AgentService/ListConntrack", []Kind{Reader, Operator}, Get},
+	{"/millrace.agent.v1.AgentService/ListAffinities", []Kind{Reader, Operator}, Get},
 	{"/millrace.agent.v1.AgentService/ListMaps", []Kind{Reader, Operator}, Get},
 	{"/millrace.agent.v1.AgentService/DumpMap", []Kind{Reader, Operator}, Get},
 	{"/millrace.agent.v1.AgentService/DiffDesired", []Kind{Reader, Operator}, Get},

@@ -151,17 +151,27 @@ func (s *Server) ListServices(r *agentv1.ListServicesRequest, out grpc.ServerStr
 	return kernelError(s.Dataplane.Services(r.GetNamespace(), r.GetName(), out.Send))
 }
 
-// ListConntrack implements AgentService.
-func (s *Server) ListConntrack(r *agentv1.ListConntrackRequest, out grpc.ServerStreamingServer[agentv1.ListConntrackResponse]) error {
-	var address netip.Addr
+// selection checks the fields by which flows and clients are selected.
+func selection(r interface {
+	GetAddress() string
+	GetService() string
+}) (address netip.Addr, err error) {
 	if r.GetAddress() != "" {
-		var err error
 		if address, err = netip.ParseAddr(r.GetAddress()); err != nil {
-			return fail(codes.InvalidArgument, ReasonInvalidArgument, "field address: %q is no IP address", r.GetAddress())
+			return address, fail(codes.InvalidArgument, ReasonInvalidArgument, "field address: %q is no IP address", r.GetAddress())
 		}
 	}
 	if r.GetService() != "" && strings.Count(r.GetService(), "/") != 1 {
-		return fail(codes.InvalidArgument, ReasonInvalidArgument, "field service: %q is not of the form namespace/name", r.GetService())
+		return address, fail(codes.InvalidArgument, ReasonInvalidArgument, "field service: %q is not of the form namespace/name", r.GetService())
+	}
+	return address.Unmap(), nil
+}
+
+// ListConntrack implements AgentService.
+func (s *Server) ListConntrack(r *agentv1.ListConntrackRequest, out grpc.ServerStreamingServer[agentv1.ListConntrackResponse]) error {
+	address, err := selection(r)
+	if err != nil {
+		return err
 	}
 	return kernelError(s.Dataplane.Conntrack(func(f *agentv1.ListConntrackResponse) error {
 		if r.GetService() != "" && f.GetService() != r.GetService() || address.IsValid() && !touches(f, address) {
@@ -173,11 +183,33 @@ func (s *Server) ListConntrack(r *agentv1.ListConntrackRequest, out grpc.ServerS
 
 func touches(f *agentv1.ListConntrackResponse, address netip.Addr) bool {
 	for _, end := range []string{f.GetClient(), f.GetFrontend(), f.GetBackend(), f.GetSource()} {
-		if ap, err := netip.ParseAddrPort(end); err == nil && ap.Addr() == address.Unmap() {
+		if ap, err := netip.ParseAddrPort(end); err == nil && ap.Addr() == address {
 			return true
 		}
 	}
 	return false
+}
+
+// ListAffinities implements AgentService.
+func (s *Server) ListAffinities(r *agentv1.ListAffinitiesRequest, out grpc.ServerStreamingServer[agentv1.ListAffinitiesResponse]) error {
+	address, err := selection(r)
+	if err != nil {
+		return err
+	}
+	return kernelError(s.Dataplane.Affinities(func(c *agentv1.ListAffinitiesResponse) error {
+		if r.GetService() != "" && c.GetService() != r.GetService() || address.IsValid() && !concerns(c, address) {
+			return nil
+		}
+		return out.Send(c)
+	}))
+}
+
+func concerns(c *agentv1.ListAffinitiesResponse, address netip.Addr) bool {
+	if client, err := netip.ParseAddr(c.GetClient()); err == nil && client == address {
+		return true
+	}
+	backend, err := netip.ParseAddrPort(c.GetBackend())
+	return err == nil && backend.Addr() == address
 }
 
 // ListMaps implements AgentService.

@@ -31,8 +31,9 @@ import (
 // plane answers what the test says.
 type plane struct {
 	dataplane.Dataplane
-	flows  []*agentv1.ListConntrackResponse
-	broken error
+	flows   []*agentv1.ListConntrackResponse
+	clients []*agentv1.ListAffinitiesResponse
+	broken  error
 }
 
 func (p *plane) State() *agentv1.DataplaneState {
@@ -44,6 +45,15 @@ func (p *plane) Services(_, name string, visit func(*agentv1.ListServicesRespons
 		return p.broken
 	}
 	return visit(&agentv1.ListServicesResponse{Namespace: "ns", Name: name})
+}
+
+func (p *plane) Affinities(visit func(*agentv1.ListAffinitiesResponse) error) error {
+	for _, c := range p.clients {
+		if err := visit(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *plane) Conntrack(visit func(*agentv1.ListConntrackResponse) error) error {
@@ -177,6 +187,30 @@ func TestAnswers(t *testing.T) {
 		s, err := c.ListConntrack(ctx, q.request)
 		if got, err := all(t, s, err); err != nil || len(got) != q.want {
 			t.Errorf("%v: %d flows, %v", q.request, len(got), err)
+		}
+	}
+	p.clients = []*agentv1.ListAffinitiesResponse{
+		{Client: "10.0.0.1", Backend: "10.0.0.2:80", Service: "a/b"},
+		{NetnsCookie: 7, Backend: "[fd00::2]:80", Service: "a/c"},
+	}
+	for _, q := range []struct {
+		request *agentv1.ListAffinitiesRequest
+		want    int
+		reason  string
+	}{
+		{&agentv1.ListAffinitiesRequest{}, 2, ""},
+		{&agentv1.ListAffinitiesRequest{Address: "10.0.0.1"}, 1, ""},
+		{&agentv1.ListAffinitiesRequest{Address: "::ffff:10.0.0.2"}, 1, ""},
+		{&agentv1.ListAffinitiesRequest{Address: "fd00:0::2"}, 1, ""},
+		{&agentv1.ListAffinitiesRequest{Address: "10.0.0.3"}, 0, ""},
+		{&agentv1.ListAffinitiesRequest{Service: "a/c"}, 1, ""},
+		{&agentv1.ListAffinitiesRequest{Service: "c"}, 0, ReasonInvalidArgument},
+		{&agentv1.ListAffinitiesRequest{Address: "c"}, 0, ReasonInvalidArgument},
+	} {
+		s, err := c.ListAffinities(ctx, q.request)
+		got, err := all(t, s, err)
+		if _, why := reason(err); len(got) != q.want || why != q.reason {
+			t.Errorf("%v: %d clients, %v", q.request, len(got), err)
 		}
 	}
 	d, err := c.DumpMap(ctx, &agentv1.DumpMapRequest{Name: "ids"})

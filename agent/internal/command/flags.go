@@ -45,7 +45,7 @@ type options struct {
 	without        []string
 	logLevel       string
 	logFormat      string
-	sizes          struct{ frontends, backends, routes, embryonic, established, ids uint32 }
+	sizes          struct{ frontends, backends, routes, embryonic, established, affinity, ids uint32 }
 	growth         growth
 	cni            cni
 }
@@ -94,6 +94,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	size(&o.sizes.routes, "max-routes", "routes, per family")
 	size(&o.sizes.embryonic, "max-embryonic", "flows being opened, per family")
 	size(&o.sizes.established, "max-established", "established flows, per family")
+	size(&o.sizes.affinity, "max-affinity", "clients that keep a backend, per family")
 	size(&o.sizes.ids, "max-ids", "numbers of service ports")
 	o.growth.register(flags)
 	o.cni.register(flags)
@@ -244,6 +245,7 @@ func (o *options) mapOptions() mbpf.Options {
 		MaxRoutes:      o.sizes.routes,
 		MaxEmbryonic:   o.sizes.embryonic,
 		MaxEstablished: o.sizes.established,
+		MaxAffinity:    o.sizes.affinity,
 		MaxIDs:         o.sizes.ids,
 	}
 }

@@ -315,6 +315,12 @@ func (a *agent) work(ctx context.Context, events interfaces.Events) {
 	wait.Go(func() { a.sweeper.Run(ctx) })
 	wait.Go(func() { a.grower.Run(ctx) })
 	wait.Go(func() { a.plane.EndStaleUDP(ctx, func(n int) { a.metrics.StaleUDP.Add(float64(n)) }) })
+	wait.Go(func() {
+		a.plane.ForgetAffinities(ctx, func(err error) {
+			a.metrics.AffinityErrors.Inc()
+			a.log.Error("forget clients of services with session affinity", zap.Error(err))
+		})
+	})
 	wait.Go(func() { a.succeed(ctx) })
 	wait.Go(func() { a.plane.Grow(ctx, a.applier.Refresh, a.grown) })
 	wait.Go(func() { a.runCNI(ctx) })

@@ -95,6 +95,8 @@ type Dataplane interface {
 	Services(namespace, name string, visit func(*agentv1.ListServicesResponse) error) error
 	// Conntrack calls visit with each tracked flow.
 	Conntrack(visit func(*agentv1.ListConntrackResponse) error) error
+	// Affinities calls visit with each client that keeps a backend.
+	Affinities(visit func(*agentv1.ListAffinitiesResponse) error) error
 	// Maps lists the kernel's tables.
 	Maps() ([]*agentv1.MapState, error)
 	// DumpMap calls visit with each entry of a table; ErrNoMap if there is none

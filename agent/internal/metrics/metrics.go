@@ -34,6 +34,7 @@ type Metrics struct {
 	SweepDuration      prometheus.Gauge
 	SweepErrors        prometheus.Counter
 	Passes             prometheus.Counter
+	AffinityErrors     prometheus.Counter
 	StaleUDP           prometheus.Counter
 	MapGrowths         *prometheus.CounterVec   // map
 	MovedEntries       *prometheus.CounterVec   // map
@@ -79,12 +80,13 @@ func New(version string) *Metrics {
 			prometheus.ExponentialBuckets(0.0001, 2, 18)),
 		Programming: histogram("network_programming_duration_seconds",
 			"Time from the oldest change of a batch to its being programmed.", prometheus.ExponentialBuckets(0.001, 2, 18)),
-		LogErrors:     counter("state_log_errors_total", "Failed writes of the state log."),
-		SweepRemoved:  counter("conntrack_swept_total", "Conntrack entries that were removed by sweeping."),
-		SweepDuration: gauge("conntrack_sweep_duration_seconds", "How long the last pass over conntrack took."),
-		SweepErrors:   counter("conntrack_sweep_errors_total", "Passes over conntrack that failed."),
-		Passes:        counter("conntrack_sweeps_total", "Passes over conntrack."),
-		StaleUDP:      counter("conntrack_stale_udp_total", "UDP flows that were ended because their backend is gone."),
+		LogErrors:      counter("state_log_errors_total", "Failed writes of the state log."),
+		SweepRemoved:   counter("conntrack_swept_total", "Conntrack entries that were removed by sweeping."),
+		SweepDuration:  gauge("conntrack_sweep_duration_seconds", "How long the last pass over conntrack took."),
+		SweepErrors:    counter("conntrack_sweep_errors_total", "Passes over conntrack that failed."),
+		Passes:         counter("conntrack_sweeps_total", "Passes over conntrack."),
+		AffinityErrors: counter("affinity_sweep_errors_total", "Passes over the clients that keep backends that failed."),
+		StaleUDP:       counter("conntrack_stale_udp_total", "UDP flows that were ended because their backend is gone."),
 	}
 	m.MapGrowths = counters("map_growths_total", "Times that a BPF map was replaced by a larger one under traffic.", "map")
 	m.MovedEntries = counters("map_moved_entries_total", "Entries that moved to the larger BPF map that took the place of theirs.", "map")

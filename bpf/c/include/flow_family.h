@@ -184,7 +184,7 @@ __noinline int FAM(flow_make)(struct __sk_buff *skb, const struct FAM(packet) *p
 	s->seq = p->seq;
 	start = FAM(ip_hash)(&p->src, (__u32)p->sport << 16 | p->dport);
 	if (f) {
-		const struct FAM(backend) *b = FAM(backend_choose)(f->first_backend, f->backend_count);
+		const struct FAM(backend) *b = FAM(backend_choose)(f, device == DEVICE_NONE ? NULL : &p->src, cfg, now);
 
 		if (!b || !b->port) {
 			count(skb, REASON_BACKEND_MISSING);

@@ -24,6 +24,7 @@
 #define CONNECTED_SLOTS (64 * 1024) /* a power of two */
 #define MAX_SPILLED (128 * 1024)
 #define MAX_FRAGMENTS (8 * 1024)
+#define MAX_AFFINITY (64 * 1024)
 
 /* Slots of embryonic_vN and established_vN. */
 #define CT_CURRENT 0
@@ -84,6 +85,12 @@
 		__type(key, struct fragment_key_v##f);                                                                 \
 		__type(value, struct fragment);                                                                        \
 	} fragments_v##f SEC(".maps");                                                                                 \
+	struct {                                                                                                       \
+		__uint(type, BPF_MAP_TYPE_LRU_HASH);                                                                   \
+		__uint(max_entries, MAX_AFFINITY);                                                                     \
+		__type(key, struct affinity_key_v##f);                                                                 \
+		__type(value, struct affinity_v##f);                                                                   \
+	} affinity_v##f SEC(".maps");                                                                                  \
 	struct {													\
 		__uint(type, BPF_MAP_TYPE_ARRAY);									\
 		__uint(max_entries, CONNECTED_SLOTS);									\

@@ -3,6 +3,7 @@
 #include "address_family.h"
 #include "parse_family.h"
 #include "conntrack_family.h"
+#include "affinity_family.h"
 #include "service_family.h"
 #include "flow_family.h"
 #include "nat_family.h"

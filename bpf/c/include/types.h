@@ -24,7 +24,7 @@ struct frontend {
 	__u32 first_backend;	 /* index into backends_vN */
 	__u32 backend_count;	 /* usable backends from first_backend on; 0: refuse */
 	__u32 flags;		 /* enum frontend_flags */
-	__u32 affinity_timeout;	 /* reserved: seconds of client affinity, 0 none */
+	__u32 affinity_timeout;	 /* seconds for which a client keeps its backend, 0 none */
 	__u32 reserved;
 };
 
@@ -35,6 +35,15 @@ enum frontend_flags {
 	FRONTEND_LOAD_BALANCER = 1 << 3,
 	/* A loopback address: only for sockets of the host's own namespace. */
 	FRONTEND_HOST_ONLY = 1 << 4,
+};
+
+/*
+ * Time in affinity_vN is told in ticks: coarse monotonic ns, shifted right. One
+ * is about 17 ms, and they start over every two years; an entry of that age was
+ * removed long before, and would but lead to a backend that is usable.
+ */
+enum affinity_clock {
+	AFFINITY_TICK_SHIFT = 24,
 };
 
 enum backend_flags {

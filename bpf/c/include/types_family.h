@@ -22,11 +22,38 @@ struct FAM(frontend_key) {
 	__u8 pad;
 };
 
-/* An element of backends_vN. */
+/*
+ * An element of backends_vN. Those of one frontend are sorted by address, then
+ * port, both as big-endian numbers, and none is there twice.
+ */
 struct FAM(backend) {
 	struct FAM(ip) addr;
 	__be16 port;
 	__u16 flags; /* enum backend_flags */
+};
+
+/*
+ * A key of affinity_vN: a client of a service port. Packets tell the client's
+ * address. Sockets do not, and stand for all of their network namespace; so do
+ * packets of the host itself. A pod is known by its cookie where its calls are
+ * translated, and by its address where its packets are.
+ */
+struct FAM(affinity_key) {
+	struct FAM(ip) client;	 /* 0: known by its namespace */
+	__u32 netns_cookie[2];	 /* low and high half (a whole one would need padding); 0: known by its address */
+	__u32 service_id;
+};
+
+/*
+ * The backend that a client had last, by its address and port and not by its
+ * place: what stands at a place changes, and a backend that the service lost
+ * must not be found.
+ */
+struct FAM(affinity) {
+	struct FAM(ip) backend_addr;
+	__be16 backend_port;
+	__u16 pad;
+	__u32 used; /* when the client connected last, in ticks of affinity */
 };
 
 /* A socket's dialled service and the backend it got. */

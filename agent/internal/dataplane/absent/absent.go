@@ -95,6 +95,9 @@ func (p *Plane) Services(string, string, func(*agentv1.ListServicesResponse) err
 // Conntrack refuses.
 func (p *Plane) Conntrack(func(*agentv1.ListConntrackResponse) error) error { return p.refuse() }
 
+// Affinities refuses.
+func (p *Plane) Affinities(func(*agentv1.ListAffinitiesResponse) error) error { return p.refuse() }
+
 // Maps refuses.
 func (p *Plane) Maps() ([]*agentv1.MapState, error) { return nil, p.refuse() }
 

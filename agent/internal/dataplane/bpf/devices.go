@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/millrace-project/millrace/agent/internal/affinity"
 	"github.com/millrace-project/millrace/agent/internal/dataplane"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/services"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
@@ -65,6 +66,8 @@ type Kernel interface {
 	PrepareGrowth(sizes map[string]uint32) (Growth, error)
 	// PinTables pins what a growth could not.
 	PinTables() error
+	// Affinity is who keeps which backend.
+	Affinity() *affinity.Table
 	// DumpMap calls visit with each entry of a map; dataplane.ErrNoMap if there
 	// is none of that name.
 	DumpMap(name string, visit func(key, value string) error) error
@@ -402,6 +405,7 @@ func (p *Plane) State() *agentv1.DataplaneState {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	state.Affinities = uint64(p.affinities.V4 + p.affinities.V6)
 	for _, d := range p.devices.Devices {
 		device := &agentv1.Device{
 			Name: d.Name, Index: d.Index, Role: string(d.Role), Reason: d.Reason, Endpoint: d.Endpoint,

@@ -193,7 +193,7 @@ func (p *Plane) desiredOf(service string, desired map[tables.FrontendKey]desired
 				continue
 			}
 			desired[c.Key] = desiredFrontend{
-				value:    tables.Frontend{ServiceID: id, Flags: uint32(c.Flags)},
+				value:    tables.Frontend{ServiceID: id, Flags: uint32(c.Flags), Affinity: port.Affinity},
 				backends: port.Backends[c.Key.Family],
 				service:  service,
 			}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/millrace-project/millrace/agent/internal/affinity"
 	"github.com/millrace-project/millrace/agent/internal/conntrack"
 	"github.com/millrace-project/millrace/agent/internal/dataplane"
 	mbpf "github.com/millrace-project/millrace/bpf"
@@ -91,6 +92,11 @@ func (s *System) conntrackMaps(family int) conntrack.Maps {
 	maps.Established, maps.EstablishedDraining = f.Established.Maps()
 	maps.Embryonic, maps.EmbryonicDraining = f.Embryonic.Maps()
 	return maps
+}
+
+// Affinity implements Kernel.
+func (s *System) Affinity() *affinity.Table {
+	return &affinity.Table{V4: s.dataplane.V4.Affinity, V6: s.dataplane.V6.Affinity}
 }
 
 // Quiesce implements Kernel.
@@ -304,6 +310,7 @@ func familyMaps[A layout.IP](f *mbpf.FamilyMaps) []namedMap {
 		walkArray[layout.Backend[A]]("backends"+suffix, f.Backends),
 		walk[layout.RouteKey[A], layout.Route]("routes"+suffix, f.Routes),
 		walk[layout.FragmentKey[A], layout.Fragment]("fragments"+suffix, f.Fragments),
+		walk[layout.AffinityKey[A], layout.Affinity[A]]("affinity"+suffix, f.Affinity),
 		// A freed slot keeps the bytes of its last socket.
 		walkArrayWhere("connected"+suffix, f.Connected, func(c layout.Connected[A]) bool { return c.Cookie != 0 }),
 		walkAs("spilled"+suffix, f.Spilled, func(cookie uint64) string { return fmt.Sprintf("socket %d", cookie) },

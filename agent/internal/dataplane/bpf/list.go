@@ -107,6 +107,8 @@ func (p *Plane) describe(e tables.FrontendEntry, port string, nodes map[string]s
 		Protocol:  dataplanev1.Protocol(e.Key.Proto),
 		PortName:  port,
 		ServiceId: e.Value.ServiceID,
+
+		AffinitySeconds: e.Value.Affinity,
 	}
 	backends, err := p.readBackends(e)
 	if err != nil {
@@ -164,12 +166,16 @@ func (p *Plane) Conntrack(visit func(*agentv1.ListConntrackResponse) error) erro
 // Maps implements dataplane.Dataplane.
 func (p *Plane) Maps() ([]*agentv1.MapState, error) { return p.kernel.Maps() }
 
-// Fill returns how full the maps are whose fill is known without walking them.
+// Fill returns how full the maps are whose fill is known without walking them,
+// or by the last walk.
 func (p *Plane) Fill() map[string]uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	given, resting := p.ids.Len()
-	fill := map[string]uint64{"ids": uint64(given + resting)}
+	fill := map[string]uint64{
+		"ids":         uint64(given + resting),
+		"affinity_v4": uint64(p.affinities.V4), "affinity_v6": uint64(p.affinities.V6),
+	}
 	for _, f := range tables.Families {
 		frontends, backends := p.services.Fill(f)
 		fill["frontends_"+f.String()] = uint64(frontends)
@@ -189,7 +195,11 @@ func (p *Plane) DumpMap(name string, visit func(*agentv1.DumpMapResponse) error)
 // describeFrontend tells a frontend and its backends in one line, for diffs.
 func describeFrontend(v tables.Frontend, f tables.Family, backends []tables.Backend) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "service %d %s ->", v.ServiceID, layout.FrontendFlags(v.Flags))
+	fmt.Fprintf(&b, "service %d %s", v.ServiceID, layout.FrontendFlags(v.Flags))
+	if v.Affinity > 0 {
+		fmt.Fprintf(&b, " affinity %ds", v.Affinity)
+	}
+	b.WriteString(" ->")
 	if len(backends) == 0 {
 		b.WriteString(" nobody")
 	}

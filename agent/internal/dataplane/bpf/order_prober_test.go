@@ -26,6 +26,8 @@ type prober struct {
 	// client makes every packet the first of a flow of its own: one that is
 	// known goes on to where it went.
 	client uint32
+	// keeps are the backends that it keeps, by service port and family.
+	keeps map[kept]string
 
 	packets, passed, refused, grown int
 }
@@ -36,7 +38,12 @@ func newProber(t *testing.T, kernel *mbpf.Dataplane) *prober {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &prober{t: t, kernel: kernel, ifindex: uint32(link.Attrs().Index)}
+	return &prober{t: t, kernel: kernel, ifindex: uint32(link.Attrs().Index), keeps: map[kept]string{}}
+}
+
+type kept struct {
+	service uint32
+	family  tables.Family
 }
 
 // skbuff is the beginning of struct __sk_buff.
@@ -133,6 +140,12 @@ func (p *prober) ask(e tables.FrontendEntry, backends []string) {
 		}
 	case !slices.Contains(backends, got.String()):
 		p.t.Fatalf("a packet to %s goes to %s, not to one of %v", e.Key, got, backends)
+	case e.Value.Affinity > 0:
+		at := kept{e.Value.ServiceID, e.Key.Family}
+		if had := p.keeps[at]; had != "" && had != got.String() && slices.Contains(backends, had) {
+			p.t.Fatalf("a packet to %s goes to %s although %s, where its client went before, is one of %v", e.Key, got, had, backends)
+		}
+		p.keeps[at] = got.String()
 	}
 }
 

@@ -87,6 +87,9 @@ func (w *world) changeService(i int) {
 			&dataplanev1.ServiceAddress{Address: address("203.0.113.%d", number), Ports: []uint32{0}},
 			&dataplanev1.ServiceAddress{Address: address("2001:db8:113::%d", number), Ports: []uint32{0}})
 	}
+	if w.IntN(2) == 0 {
+		s.SessionAffinity = &dataplanev1.SessionAffinity{TimeoutSeconds: 3600}
+	}
 	ws := &worldService{service: s}
 	for chunk := range w.IntN(3) {
 		slice := &dataplanev1.BackendSlice{Namespace: "shop", Name: s.GetName(), Chunk: uint32(chunk), PortSets: []*dataplanev1.PortSet{set}}

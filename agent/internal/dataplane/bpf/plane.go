@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/millrace-project/millrace/agent/internal/affinity"
 	"github.com/millrace-project/millrace/agent/internal/conntrack"
 	"github.com/millrace-project/millrace/agent/internal/dataplane"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/ids"
@@ -118,6 +119,9 @@ type Plane struct {
 	// unpruned tells that stale frontends could not be removed yet.
 	unpruned bool
 	stale    string // why, for people
+
+	// affinities are the clients that keep a backend, as last counted.
+	affinities affinity.Counts
 
 	// full are tables that had no room for something since they were looked at.
 	full map[string]struct{}

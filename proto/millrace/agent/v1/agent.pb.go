@@ -619,7 +619,10 @@ type DataplaneState struct {
 	// The kernel's release, as `uname -r` prints it.
 	Kernel string `protobuf:"bytes,5,opt,name=kernel,proto3" json:"kernel,omitempty"`
 	// The programs as the kernel has loaded them.
-	Programs      []*Program `protobuf:"bytes,6,rep,name=programs,proto3" json:"programs,omitempty"`
+	Programs []*Program `protobuf:"bytes,6,rep,name=programs,proto3" json:"programs,omitempty"`
+	// Clients that keep a backend of a service with session affinity, as last
+	// counted.
+	Affinities    uint64 `protobuf:"varint,7,opt,name=affinities,proto3" json:"affinities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -694,6 +697,13 @@ func (x *DataplaneState) GetPrograms() []*Program {
 		return x.Programs
 	}
 	return nil
+}
+
+func (x *DataplaneState) GetAffinities() uint64 {
+	if x != nil {
+		return x.Affinities
+	}
+	return 0
 }
 
 // Attachment is one program at one hook.
@@ -1141,9 +1151,12 @@ type Frontend struct {
 	// Number by which the kernel knows the service port.
 	ServiceId uint32 `protobuf:"varint,6,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
 	// Backends that new connections go to, as they stand in the kernel.
-	Backends      []*FrontendBackend `protobuf:"bytes,7,rep,name=backends,proto3" json:"backends,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Backends []*FrontendBackend `protobuf:"bytes,7,rep,name=backends,proto3" json:"backends,omitempty"`
+	// Seconds for which a client keeps its backend; 0 if the service has no
+	// session affinity.
+	AffinitySeconds uint32 `protobuf:"varint,8,opt,name=affinity_seconds,json=affinitySeconds,proto3" json:"affinity_seconds,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Frontend) Reset() {
@@ -1223,6 +1236,13 @@ func (x *Frontend) GetBackends() []*FrontendBackend {
 		return x.Backends
 	}
 	return nil
+}
+
+func (x *Frontend) GetAffinitySeconds() uint32 {
+	if x != nil {
+		return x.AffinitySeconds
+	}
+	return 0
 }
 
 // FrontendBackend is a backend of a frontend.
@@ -1480,6 +1500,191 @@ func (x *ListConntrackResponse) GetFamily() uint32 {
 	return 0
 }
 
+// ListAffinitiesRequest selects clients.
+type ListAffinitiesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only clients with, or backends at, this textual address; all if empty.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Only of this service, "namespace/name"; all if empty.
+	Service       string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAffinitiesRequest) Reset() {
+	*x = ListAffinitiesRequest{}
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAffinitiesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAffinitiesRequest) ProtoMessage() {}
+
+func (x *ListAffinitiesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAffinitiesRequest.ProtoReflect.Descriptor instead.
+func (*ListAffinitiesRequest) Descriptor() ([]byte, []int) {
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListAffinitiesRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ListAffinitiesRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+// ListAffinitiesResponse carries one client of a service port.
+type ListAffinitiesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The service, if known.
+	Service string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	// Name of the service port.
+	PortName string `protobuf:"bytes,2,opt,name=port_name,json=portName,proto3" json:"port_name,omitempty"`
+	// Family, 4 or 6.
+	Family uint32 `protobuf:"varint,3,opt,name=family,proto3" json:"family,omitempty"`
+	// Address of the client whose packets are translated; empty if calls at
+	// sockets are.
+	Client string `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
+	// Cookie of the network namespace whose sockets' calls are translated; 0 if
+	// the client is known by its address.
+	NetnsCookie uint64 `protobuf:"varint,5,opt,name=netns_cookie,json=netnsCookie,proto3" json:"netns_cookie,omitempty"`
+	// That namespace is the host's: of its processes, and of pods on its network.
+	Host bool `protobuf:"varint,6,opt,name=host,proto3" json:"host,omitempty"`
+	// Address and port of the backend.
+	Backend string `protobuf:"bytes,7,opt,name=backend,proto3" json:"backend,omitempty"`
+	// Since the client opened its last connection.
+	Idle *durationpb.Duration `protobuf:"bytes,8,opt,name=idle,proto3" json:"idle,omitempty"`
+	// Time until the client is free to get another backend; unset if that is not
+	// known, because the service is not.
+	Expires *durationpb.Duration `protobuf:"bytes,9,opt,name=expires,proto3" json:"expires,omitempty"`
+	// The service has the backend still; if not, the next connection gets another.
+	Usable        bool `protobuf:"varint,10,opt,name=usable,proto3" json:"usable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAffinitiesResponse) Reset() {
+	*x = ListAffinitiesResponse{}
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAffinitiesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAffinitiesResponse) ProtoMessage() {}
+
+func (x *ListAffinitiesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAffinitiesResponse.ProtoReflect.Descriptor instead.
+func (*ListAffinitiesResponse) Descriptor() ([]byte, []int) {
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListAffinitiesResponse) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *ListAffinitiesResponse) GetPortName() string {
+	if x != nil {
+		return x.PortName
+	}
+	return ""
+}
+
+func (x *ListAffinitiesResponse) GetFamily() uint32 {
+	if x != nil {
+		return x.Family
+	}
+	return 0
+}
+
+func (x *ListAffinitiesResponse) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *ListAffinitiesResponse) GetNetnsCookie() uint64 {
+	if x != nil {
+		return x.NetnsCookie
+	}
+	return 0
+}
+
+func (x *ListAffinitiesResponse) GetHost() bool {
+	if x != nil {
+		return x.Host
+	}
+	return false
+}
+
+func (x *ListAffinitiesResponse) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *ListAffinitiesResponse) GetIdle() *durationpb.Duration {
+	if x != nil {
+		return x.Idle
+	}
+	return nil
+}
+
+func (x *ListAffinitiesResponse) GetExpires() *durationpb.Duration {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *ListAffinitiesResponse) GetUsable() bool {
+	if x != nil {
+		return x.Usable
+	}
+	return false
+}
+
 // ListMapsRequest has no fields yet.
 type ListMapsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1489,7 +1694,7 @@ type ListMapsRequest struct {
 
 func (x *ListMapsRequest) Reset() {
 	*x = ListMapsRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1501,7 +1706,7 @@ func (x *ListMapsRequest) String() string {
 func (*ListMapsRequest) ProtoMessage() {}
 
 func (x *ListMapsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1514,7 +1719,7 @@ func (x *ListMapsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapsRequest.ProtoReflect.Descriptor instead.
 func (*ListMapsRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 // ListMapsResponse lists maps by name.
@@ -1528,7 +1733,7 @@ type ListMapsResponse struct {
 
 func (x *ListMapsResponse) Reset() {
 	*x = ListMapsResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1745,7 @@ func (x *ListMapsResponse) String() string {
 func (*ListMapsResponse) ProtoMessage() {}
 
 func (x *ListMapsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1758,7 @@ func (x *ListMapsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapsResponse.ProtoReflect.Descriptor instead.
 func (*ListMapsResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListMapsResponse) GetMaps() []*MapState {
@@ -1586,7 +1791,7 @@ type MapState struct {
 
 func (x *MapState) Reset() {
 	*x = MapState{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1803,7 @@ func (x *MapState) String() string {
 func (*MapState) ProtoMessage() {}
 
 func (x *MapState) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1816,7 @@ func (x *MapState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapState.ProtoReflect.Descriptor instead.
 func (*MapState) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MapState) GetName() string {
@@ -1674,7 +1879,7 @@ type DumpMapRequest struct {
 
 func (x *DumpMapRequest) Reset() {
 	*x = DumpMapRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1891,7 @@ func (x *DumpMapRequest) String() string {
 func (*DumpMapRequest) ProtoMessage() {}
 
 func (x *DumpMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1904,7 @@ func (x *DumpMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpMapRequest.ProtoReflect.Descriptor instead.
 func (*DumpMapRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DumpMapRequest) GetName() string {
@@ -1722,7 +1927,7 @@ type DumpMapResponse struct {
 
 func (x *DumpMapResponse) Reset() {
 	*x = DumpMapResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1939,7 @@ func (x *DumpMapResponse) String() string {
 func (*DumpMapResponse) ProtoMessage() {}
 
 func (x *DumpMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1952,7 @@ func (x *DumpMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpMapResponse.ProtoReflect.Descriptor instead.
 func (*DumpMapResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DumpMapResponse) GetKey() string {
@@ -1777,7 +1982,7 @@ type GrowMapRequest struct {
 
 func (x *GrowMapRequest) Reset() {
 	*x = GrowMapRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +1994,7 @@ func (x *GrowMapRequest) String() string {
 func (*GrowMapRequest) ProtoMessage() {}
 
 func (x *GrowMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +2007,7 @@ func (x *GrowMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowMapRequest.ProtoReflect.Descriptor instead.
 func (*GrowMapRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GrowMapRequest) GetName() string {
@@ -1830,7 +2035,7 @@ type GrowMapResponse struct {
 
 func (x *GrowMapResponse) Reset() {
 	*x = GrowMapResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +2047,7 @@ func (x *GrowMapResponse) String() string {
 func (*GrowMapResponse) ProtoMessage() {}
 
 func (x *GrowMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +2060,7 @@ func (x *GrowMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowMapResponse.ProtoReflect.Descriptor instead.
 func (*GrowMapResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GrowMapResponse) GetPreviousMaxEntries() uint32 {
@@ -1874,7 +2079,7 @@ type DiffDesiredRequest struct {
 
 func (x *DiffDesiredRequest) Reset() {
 	*x = DiffDesiredRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +2091,7 @@ func (x *DiffDesiredRequest) String() string {
 func (*DiffDesiredRequest) ProtoMessage() {}
 
 func (x *DiffDesiredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +2104,7 @@ func (x *DiffDesiredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffDesiredRequest.ProtoReflect.Descriptor instead.
 func (*DiffDesiredRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 // DiffDesiredResponse carries one difference.
@@ -1919,7 +2124,7 @@ type DiffDesiredResponse struct {
 
 func (x *DiffDesiredResponse) Reset() {
 	*x = DiffDesiredResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +2136,7 @@ func (x *DiffDesiredResponse) String() string {
 func (*DiffDesiredResponse) ProtoMessage() {}
 
 func (x *DiffDesiredResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1944,7 +2149,7 @@ func (x *DiffDesiredResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffDesiredResponse.ProtoReflect.Descriptor instead.
 func (*DiffDesiredResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DiffDesiredResponse) GetObject() string {
@@ -1984,7 +2189,7 @@ type RepairRequest struct {
 
 func (x *RepairRequest) Reset() {
 	*x = RepairRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2201,7 @@ func (x *RepairRequest) String() string {
 func (*RepairRequest) ProtoMessage() {}
 
 func (x *RepairRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2214,7 @@ func (x *RepairRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairRequest.ProtoReflect.Descriptor instead.
 func (*RepairRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 // RepairResponse tells what was mended.
@@ -2025,7 +2230,7 @@ type RepairResponse struct {
 
 func (x *RepairResponse) Reset() {
 	*x = RepairResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2037,7 +2242,7 @@ func (x *RepairResponse) String() string {
 func (*RepairResponse) ProtoMessage() {}
 
 func (x *RepairResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2050,7 +2255,7 @@ func (x *RepairResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairResponse.ProtoReflect.Descriptor instead.
 func (*RepairResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RepairResponse) GetRepaired() uint64 {
@@ -2080,7 +2285,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2092,7 +2297,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2105,7 +2310,7 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListEndpointsRequest) GetNamespace() string {
@@ -2157,7 +2362,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2169,7 +2374,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_millrace_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2182,7 +2387,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_millrace_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListEndpointsResponse) GetNamespace() string {
@@ -2329,14 +2534,17 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	" \x01(\v2\x1f.millrace.dataplane.v1.PositionR\bposition\x12\x14\n" +
 	"\x05epoch\x18\v \x01(\tR\x05epoch\x12<\n" +
 	"\flast_latency\x18\f \x01(\v2\x19.google.protobuf.DurationR\vlastLatency\x12C\n" +
-	"\x0fdisconnect_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectTime\"\xc8\x02\n" +
+	"\x0fdisconnect_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectTime\"\xe8\x02\n" +
 	"\x0eDataplaneState\x128\n" +
 	"\x04mode\x18\x01 \x01(\x0e2$.millrace.dataplane.v1.DataplaneModeR\x04mode\x12?\n" +
 	"\vattachments\x18\x02 \x03(\v2\x1d.millrace.agent.v1.AttachmentR\vattachments\x123\n" +
 	"\adevices\x18\x03 \x03(\v2\x19.millrace.agent.v1.DeviceR\adevices\x126\n" +
 	"\bfeatures\x18\x04 \x03(\v2\x1a.millrace.agent.v1.FeatureR\bfeatures\x12\x16\n" +
 	"\x06kernel\x18\x05 \x01(\tR\x06kernel\x126\n" +
-	"\bprograms\x18\x06 \x03(\v2\x1a.millrace.agent.v1.ProgramR\bprograms\"l\n" +
+	"\bprograms\x18\x06 \x03(\v2\x1a.millrace.agent.v1.ProgramR\bprograms\x12\x1e\n" +
+	"\n" +
+	"affinities\x18\a \x01(\x04R\n" +
+	"affinities\"l\n" +
 	"\n" +
 	"Attachment\x12\x18\n" +
 	"\aprogram\x18\x01 \x01(\tR\aprogram\x12\x16\n" +
@@ -2366,7 +2574,7 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\x14ListServicesResponse\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x129\n" +
-	"\tfrontends\x18\x03 \x03(\v2\x1b.millrace.agent.v1.FrontendR\tfrontends\"\x85\x02\n" +
+	"\tfrontends\x18\x03 \x03(\v2\x1b.millrace.agent.v1.FrontendR\tfrontends\"\xb0\x02\n" +
 	"\bFrontend\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
@@ -2375,7 +2583,8 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\tport_name\x18\x05 \x01(\tR\bportName\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x06 \x01(\rR\tserviceId\x12>\n" +
-	"\bbackends\x18\a \x03(\v2\".millrace.agent.v1.FrontendBackendR\bbackends\"i\n" +
+	"\bbackends\x18\a \x03(\v2\".millrace.agent.v1.FrontendBackendR\bbackends\x12)\n" +
+	"\x10affinity_seconds\x18\b \x01(\rR\x0faffinitySeconds\"i\n" +
 	"\x0fFrontendBackend\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
@@ -2395,7 +2604,22 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\aservice\x18\b \x01(\tR\aservice\x12\x14\n" +
 	"\x05flags\x18\t \x03(\tR\x05flags\x12\x16\n" +
 	"\x06family\x18\n" +
-	" \x01(\rR\x06family\"\x11\n" +
+	" \x01(\rR\x06family\"K\n" +
+	"\x15ListAffinitiesRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\"\xcc\x02\n" +
+	"\x16ListAffinitiesResponse\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1b\n" +
+	"\tport_name\x18\x02 \x01(\tR\bportName\x12\x16\n" +
+	"\x06family\x18\x03 \x01(\rR\x06family\x12\x16\n" +
+	"\x06client\x18\x04 \x01(\tR\x06client\x12!\n" +
+	"\fnetns_cookie\x18\x05 \x01(\x04R\vnetnsCookie\x12\x12\n" +
+	"\x04host\x18\x06 \x01(\bR\x04host\x12\x18\n" +
+	"\abackend\x18\a \x01(\tR\abackend\x12-\n" +
+	"\x04idle\x18\b \x01(\v2\x19.google.protobuf.DurationR\x04idle\x123\n" +
+	"\aexpires\x18\t \x01(\v2\x19.google.protobuf.DurationR\aexpires\x12\x16\n" +
+	"\x06usable\x18\n" +
+	" \x01(\bR\x06usable\"\x11\n" +
 	"\x0fListMapsRequest\"C\n" +
 	"\x10ListMapsResponse\x12/\n" +
 	"\x04maps\x18\x01 \x03(\v2\x1b.millrace.agent.v1.MapStateR\x04maps\"\xc2\x01\n" +
@@ -2452,11 +2676,12 @@ const file_millrace_agent_v1_agent_proto_rawDesc = "" +
 	"\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rORIGIN_STATIC\x10\x01\x12\x12\n" +
 	"\x0eORIGIN_MOUNTED\x10\x02\x12\x0f\n" +
-	"\vORIGIN_HELD\x10\x032\xbf\x06\n" +
+	"\vORIGIN_HELD\x10\x032\xa8\a\n" +
 	"\fAgentService\x12V\n" +
 	"\tGetStatus\x12#.millrace.agent.v1.GetStatusRequest\x1a$.millrace.agent.v1.GetStatusResponse\x12a\n" +
 	"\fListServices\x12&.millrace.agent.v1.ListServicesRequest\x1a'.millrace.agent.v1.ListServicesResponse0\x01\x12d\n" +
-	"\rListConntrack\x12'.millrace.agent.v1.ListConntrackRequest\x1a(.millrace.agent.v1.ListConntrackResponse0\x01\x12S\n" +
+	"\rListConntrack\x12'.millrace.agent.v1.ListConntrackRequest\x1a(.millrace.agent.v1.ListConntrackResponse0\x01\x12g\n" +
+	"\x0eListAffinities\x12(.millrace.agent.v1.ListAffinitiesRequest\x1a).millrace.agent.v1.ListAffinitiesResponse0\x01\x12S\n" +
 	"\bListMaps\x12\".millrace.agent.v1.ListMapsRequest\x1a#.millrace.agent.v1.ListMapsResponse\x12R\n" +
 	"\aDumpMap\x12!.millrace.agent.v1.DumpMapRequest\x1a\".millrace.agent.v1.DumpMapResponse0\x01\x12P\n" +
 	"\aGrowMap\x12!.millrace.agent.v1.GrowMapRequest\x1a\".millrace.agent.v1.GrowMapResponse\x12^\n" +
@@ -2477,99 +2702,105 @@ func file_millrace_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_millrace_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_millrace_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_millrace_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_millrace_agent_v1_agent_proto_goTypes = []any{
-	(Origin)(0),                   // 0: millrace.agent.v1.Origin
-	(*GetStatusRequest)(nil),      // 1: millrace.agent.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 2: millrace.agent.v1.GetStatusResponse
-	(*KnownCalculator)(nil),       // 3: millrace.agent.v1.KnownCalculator
-	(*TrustedAuthority)(nil),      // 4: millrace.agent.v1.TrustedAuthority
-	(*CNIState)(nil),              // 5: millrace.agent.v1.CNIState
-	(*CalculatorConnection)(nil),  // 6: millrace.agent.v1.CalculatorConnection
-	(*DataplaneState)(nil),        // 7: millrace.agent.v1.DataplaneState
-	(*Attachment)(nil),            // 8: millrace.agent.v1.Attachment
-	(*Device)(nil),                // 9: millrace.agent.v1.Device
-	(*Feature)(nil),               // 10: millrace.agent.v1.Feature
-	(*Program)(nil),               // 11: millrace.agent.v1.Program
-	(*ListServicesRequest)(nil),   // 12: millrace.agent.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),  // 13: millrace.agent.v1.ListServicesResponse
-	(*Frontend)(nil),              // 14: millrace.agent.v1.Frontend
-	(*FrontendBackend)(nil),       // 15: millrace.agent.v1.FrontendBackend
-	(*ListConntrackRequest)(nil),  // 16: millrace.agent.v1.ListConntrackRequest
-	(*ListConntrackResponse)(nil), // 17: millrace.agent.v1.ListConntrackResponse
-	(*ListMapsRequest)(nil),       // 18: millrace.agent.v1.ListMapsRequest
-	(*ListMapsResponse)(nil),      // 19: millrace.agent.v1.ListMapsResponse
-	(*MapState)(nil),              // 20: millrace.agent.v1.MapState
-	(*DumpMapRequest)(nil),        // 21: millrace.agent.v1.DumpMapRequest
-	(*DumpMapResponse)(nil),       // 22: millrace.agent.v1.DumpMapResponse
-	(*GrowMapRequest)(nil),        // 23: millrace.agent.v1.GrowMapRequest
-	(*GrowMapResponse)(nil),       // 24: millrace.agent.v1.GrowMapResponse
-	(*DiffDesiredRequest)(nil),    // 25: millrace.agent.v1.DiffDesiredRequest
-	(*DiffDesiredResponse)(nil),   // 26: millrace.agent.v1.DiffDesiredResponse
-	(*RepairRequest)(nil),         // 27: millrace.agent.v1.RepairRequest
-	(*RepairResponse)(nil),        // 28: millrace.agent.v1.RepairResponse
-	(*ListEndpointsRequest)(nil),  // 29: millrace.agent.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil), // 30: millrace.agent.v1.ListEndpointsResponse
-	nil,                           // 31: millrace.agent.v1.GetStatusResponse.HeldEntry
-	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
-	(*v1.ResourceError)(nil),      // 33: millrace.dataplane.v1.ResourceError
-	(*v1.Position)(nil),           // 34: millrace.dataplane.v1.Position
-	(*durationpb.Duration)(nil),   // 35: google.protobuf.Duration
-	(v1.DataplaneMode)(0),         // 36: millrace.dataplane.v1.DataplaneMode
-	(v1.Protocol)(0),              // 37: millrace.dataplane.v1.Protocol
+	(Origin)(0),                    // 0: millrace.agent.v1.Origin
+	(*GetStatusRequest)(nil),       // 1: millrace.agent.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),      // 2: millrace.agent.v1.GetStatusResponse
+	(*KnownCalculator)(nil),        // 3: millrace.agent.v1.KnownCalculator
+	(*TrustedAuthority)(nil),       // 4: millrace.agent.v1.TrustedAuthority
+	(*CNIState)(nil),               // 5: millrace.agent.v1.CNIState
+	(*CalculatorConnection)(nil),   // 6: millrace.agent.v1.CalculatorConnection
+	(*DataplaneState)(nil),         // 7: millrace.agent.v1.DataplaneState
+	(*Attachment)(nil),             // 8: millrace.agent.v1.Attachment
+	(*Device)(nil),                 // 9: millrace.agent.v1.Device
+	(*Feature)(nil),                // 10: millrace.agent.v1.Feature
+	(*Program)(nil),                // 11: millrace.agent.v1.Program
+	(*ListServicesRequest)(nil),    // 12: millrace.agent.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 13: millrace.agent.v1.ListServicesResponse
+	(*Frontend)(nil),               // 14: millrace.agent.v1.Frontend
+	(*FrontendBackend)(nil),        // 15: millrace.agent.v1.FrontendBackend
+	(*ListConntrackRequest)(nil),   // 16: millrace.agent.v1.ListConntrackRequest
+	(*ListConntrackResponse)(nil),  // 17: millrace.agent.v1.ListConntrackResponse
+	(*ListAffinitiesRequest)(nil),  // 18: millrace.agent.v1.ListAffinitiesRequest
+	(*ListAffinitiesResponse)(nil), // 19: millrace.agent.v1.ListAffinitiesResponse
+	(*ListMapsRequest)(nil),        // 20: millrace.agent.v1.ListMapsRequest
+	(*ListMapsResponse)(nil),       // 21: millrace.agent.v1.ListMapsResponse
+	(*MapState)(nil),               // 22: millrace.agent.v1.MapState
+	(*DumpMapRequest)(nil),         // 23: millrace.agent.v1.DumpMapRequest
+	(*DumpMapResponse)(nil),        // 24: millrace.agent.v1.DumpMapResponse
+	(*GrowMapRequest)(nil),         // 25: millrace.agent.v1.GrowMapRequest
+	(*GrowMapResponse)(nil),        // 26: millrace.agent.v1.GrowMapResponse
+	(*DiffDesiredRequest)(nil),     // 27: millrace.agent.v1.DiffDesiredRequest
+	(*DiffDesiredResponse)(nil),    // 28: millrace.agent.v1.DiffDesiredResponse
+	(*RepairRequest)(nil),          // 29: millrace.agent.v1.RepairRequest
+	(*RepairResponse)(nil),         // 30: millrace.agent.v1.RepairResponse
+	(*ListEndpointsRequest)(nil),   // 31: millrace.agent.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil),  // 32: millrace.agent.v1.ListEndpointsResponse
+	nil,                            // 33: millrace.agent.v1.GetStatusResponse.HeldEntry
+	(*timestamppb.Timestamp)(nil),  // 34: google.protobuf.Timestamp
+	(*v1.ResourceError)(nil),       // 35: millrace.dataplane.v1.ResourceError
+	(*v1.Position)(nil),            // 36: millrace.dataplane.v1.Position
+	(*durationpb.Duration)(nil),    // 37: google.protobuf.Duration
+	(v1.DataplaneMode)(0),          // 38: millrace.dataplane.v1.DataplaneMode
+	(v1.Protocol)(0),               // 39: millrace.dataplane.v1.Protocol
 }
 var file_millrace_agent_v1_agent_proto_depIdxs = []int32{
-	32, // 0: millrace.agent.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
+	34, // 0: millrace.agent.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
 	6,  // 1: millrace.agent.v1.GetStatusResponse.calculator:type_name -> millrace.agent.v1.CalculatorConnection
 	7,  // 2: millrace.agent.v1.GetStatusResponse.dataplane:type_name -> millrace.agent.v1.DataplaneState
-	31, // 3: millrace.agent.v1.GetStatusResponse.held:type_name -> millrace.agent.v1.GetStatusResponse.HeldEntry
-	33, // 4: millrace.agent.v1.GetStatusResponse.errors:type_name -> millrace.dataplane.v1.ResourceError
+	33, // 3: millrace.agent.v1.GetStatusResponse.held:type_name -> millrace.agent.v1.GetStatusResponse.HeldEntry
+	35, // 4: millrace.agent.v1.GetStatusResponse.errors:type_name -> millrace.dataplane.v1.ResourceError
 	3,  // 5: millrace.agent.v1.GetStatusResponse.calculators:type_name -> millrace.agent.v1.KnownCalculator
 	4,  // 6: millrace.agent.v1.GetStatusResponse.authorities:type_name -> millrace.agent.v1.TrustedAuthority
 	5,  // 7: millrace.agent.v1.GetStatusResponse.cni:type_name -> millrace.agent.v1.CNIState
 	0,  // 8: millrace.agent.v1.KnownCalculator.origins:type_name -> millrace.agent.v1.Origin
-	32, // 9: millrace.agent.v1.TrustedAuthority.expire_time:type_name -> google.protobuf.Timestamp
+	34, // 9: millrace.agent.v1.TrustedAuthority.expire_time:type_name -> google.protobuf.Timestamp
 	0,  // 10: millrace.agent.v1.TrustedAuthority.origins:type_name -> millrace.agent.v1.Origin
-	32, // 11: millrace.agent.v1.CalculatorConnection.connect_time:type_name -> google.protobuf.Timestamp
-	34, // 12: millrace.agent.v1.CalculatorConnection.position:type_name -> millrace.dataplane.v1.Position
-	35, // 13: millrace.agent.v1.CalculatorConnection.last_latency:type_name -> google.protobuf.Duration
-	32, // 14: millrace.agent.v1.CalculatorConnection.disconnect_time:type_name -> google.protobuf.Timestamp
-	36, // 15: millrace.agent.v1.DataplaneState.mode:type_name -> millrace.dataplane.v1.DataplaneMode
+	34, // 11: millrace.agent.v1.CalculatorConnection.connect_time:type_name -> google.protobuf.Timestamp
+	36, // 12: millrace.agent.v1.CalculatorConnection.position:type_name -> millrace.dataplane.v1.Position
+	37, // 13: millrace.agent.v1.CalculatorConnection.last_latency:type_name -> google.protobuf.Duration
+	34, // 14: millrace.agent.v1.CalculatorConnection.disconnect_time:type_name -> google.protobuf.Timestamp
+	38, // 15: millrace.agent.v1.DataplaneState.mode:type_name -> millrace.dataplane.v1.DataplaneMode
 	8,  // 16: millrace.agent.v1.DataplaneState.attachments:type_name -> millrace.agent.v1.Attachment
 	9,  // 17: millrace.agent.v1.DataplaneState.devices:type_name -> millrace.agent.v1.Device
 	10, // 18: millrace.agent.v1.DataplaneState.features:type_name -> millrace.agent.v1.Feature
 	11, // 19: millrace.agent.v1.DataplaneState.programs:type_name -> millrace.agent.v1.Program
 	14, // 20: millrace.agent.v1.ListServicesResponse.frontends:type_name -> millrace.agent.v1.Frontend
-	37, // 21: millrace.agent.v1.Frontend.protocol:type_name -> millrace.dataplane.v1.Protocol
+	39, // 21: millrace.agent.v1.Frontend.protocol:type_name -> millrace.dataplane.v1.Protocol
 	15, // 22: millrace.agent.v1.Frontend.backends:type_name -> millrace.agent.v1.FrontendBackend
-	37, // 23: millrace.agent.v1.ListConntrackResponse.protocol:type_name -> millrace.dataplane.v1.Protocol
-	35, // 24: millrace.agent.v1.ListConntrackResponse.expires:type_name -> google.protobuf.Duration
-	20, // 25: millrace.agent.v1.ListMapsResponse.maps:type_name -> millrace.agent.v1.MapState
-	26, // 26: millrace.agent.v1.RepairResponse.remaining:type_name -> millrace.agent.v1.DiffDesiredResponse
-	32, // 27: millrace.agent.v1.ListEndpointsResponse.add_time:type_name -> google.protobuf.Timestamp
-	1,  // 28: millrace.agent.v1.AgentService.GetStatus:input_type -> millrace.agent.v1.GetStatusRequest
-	12, // 29: millrace.agent.v1.AgentService.ListServices:input_type -> millrace.agent.v1.ListServicesRequest
-	16, // 30: millrace.agent.v1.AgentService.ListConntrack:input_type -> millrace.agent.v1.ListConntrackRequest
-	18, // 31: millrace.agent.v1.AgentService.ListMaps:input_type -> millrace.agent.v1.ListMapsRequest
-	21, // 32: millrace.agent.v1.AgentService.DumpMap:input_type -> millrace.agent.v1.DumpMapRequest
-	23, // 33: millrace.agent.v1.AgentService.GrowMap:input_type -> millrace.agent.v1.GrowMapRequest
-	25, // 34: millrace.agent.v1.AgentService.DiffDesired:input_type -> millrace.agent.v1.DiffDesiredRequest
-	29, // 35: millrace.agent.v1.AgentService.ListEndpoints:input_type -> millrace.agent.v1.ListEndpointsRequest
-	27, // 36: millrace.agent.v1.AgentService.Repair:input_type -> millrace.agent.v1.RepairRequest
-	2,  // 37: millrace.agent.v1.AgentService.GetStatus:output_type -> millrace.agent.v1.GetStatusResponse
-	13, // 38: millrace.agent.v1.AgentService.ListServices:output_type -> millrace.agent.v1.ListServicesResponse
-	17, // 39: millrace.agent.v1.AgentService.ListConntrack:output_type -> millrace.agent.v1.ListConntrackResponse
-	19, // 40: millrace.agent.v1.AgentService.ListMaps:output_type -> millrace.agent.v1.ListMapsResponse
-	22, // 41: millrace.agent.v1.AgentService.DumpMap:output_type -> millrace.agent.v1.DumpMapResponse
-	24, // 42: millrace.agent.v1.AgentService.GrowMap:output_type -> millrace.agent.v1.GrowMapResponse
-	26, // 43: millrace.agent.v1.AgentService.DiffDesired:output_type -> millrace.agent.v1.DiffDesiredResponse
-	30, // 44: millrace.agent.v1.AgentService.ListEndpoints:output_type -> millrace.agent.v1.ListEndpointsResponse
-	28, // 45: millrace.agent.v1.AgentService.Repair:output_type -> millrace.agent.v1.RepairResponse
-	37, // [37:46] is the sub-list for method output_type
-	28, // [28:37] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	39, // 23: millrace.agent.v1.ListConntrackResponse.protocol:type_name -> millrace.dataplane.v1.Protocol
+	37, // 24: millrace.agent.v1.ListConntrackResponse.expires:type_name -> google.protobuf.Duration
+	37, // 25: millrace.agent.v1.ListAffinitiesResponse.idle:type_name -> google.protobuf.Duration
+	37, // 26: millrace.agent.v1.ListAffinitiesResponse.expires:type_name -> google.protobuf.Duration
+	22, // 27: millrace.agent.v1.ListMapsResponse.maps:type_name -> millrace.agent.v1.MapState
+	28, // 28: millrace.agent.v1.RepairResponse.remaining:type_name -> millrace.agent.v1.DiffDesiredResponse
+	34, // 29: millrace.agent.v1.ListEndpointsResponse.add_time:type_name -> google.protobuf.Timestamp
+	1,  // 30: millrace.agent.v1.AgentService.GetStatus:input_type -> millrace.agent.v1.GetStatusRequest
+	12, // 31: millrace.agent.v1.AgentService.ListServices:input_type -> millrace.agent.v1.ListServicesRequest
+	16, // 32: millrace.agent.v1.AgentService.ListConntrack:input_type -> millrace.agent.v1.ListConntrackRequest
+	18, // 33: millrace.agent.v1.AgentService.ListAffinities:input_type -> millrace.agent.v1.ListAffinitiesRequest
+	20, // 34: millrace.agent.v1.AgentService.ListMaps:input_type -> millrace.agent.v1.ListMapsRequest
+	23, // 35: millrace.agent.v1.AgentService.DumpMap:input_type -> millrace.agent.v1.DumpMapRequest
+	25, // 36: millrace.agent.v1.AgentService.GrowMap:input_type -> millrace.agent.v1.GrowMapRequest
+	27, // 37: millrace.agent.v1.AgentService.DiffDesired:input_type -> millrace.agent.v1.DiffDesiredRequest
+	31, // 38: millrace.agent.v1.AgentService.ListEndpoints:input_type -> millrace.agent.v1.ListEndpointsRequest
+	29, // 39: millrace.agent.v1.AgentService.Repair:input_type -> millrace.agent.v1.RepairRequest
+	2,  // 40: millrace.agent.v1.AgentService.GetStatus:output_type -> millrace.agent.v1.GetStatusResponse
+	13, // 41: millrace.agent.v1.AgentService.ListServices:output_type -> millrace.agent.v1.ListServicesResponse
+	17, // 42: millrace.agent.v1.AgentService.ListConntrack:output_type -> millrace.agent.v1.ListConntrackResponse
+	19, // 43: millrace.agent.v1.AgentService.ListAffinities:output_type -> millrace.agent.v1.ListAffinitiesResponse
+	21, // 44: millrace.agent.v1.AgentService.ListMaps:output_type -> millrace.agent.v1.ListMapsResponse
+	24, // 45: millrace.agent.v1.AgentService.DumpMap:output_type -> millrace.agent.v1.DumpMapResponse
+	26, // 46: millrace.agent.v1.AgentService.GrowMap:output_type -> millrace.agent.v1.GrowMapResponse
+	28, // 47: millrace.agent.v1.AgentService.DiffDesired:output_type -> millrace.agent.v1.DiffDesiredResponse
+	32, // 48: millrace.agent.v1.AgentService.ListEndpoints:output_type -> millrace.agent.v1.ListEndpointsResponse
+	30, // 49: millrace.agent.v1.AgentService.Repair:output_type -> millrace.agent.v1.RepairResponse
+	40, // [40:50] is the sub-list for method output_type
+	30, // [30:40] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_millrace_agent_v1_agent_proto_init() }
@@ -2583,7 +2814,7 @@ func file_millrace_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_agent_v1_agent_proto_rawDesc), len(file_millrace_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

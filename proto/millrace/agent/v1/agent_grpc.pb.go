@@ -21,15 +21,16 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AgentService_GetStatus_FullMethodName     = "/millrace.agent.v1.AgentService/GetStatus"
-	AgentService_ListServices_FullMethodName  = "/millrace.agent.v1.AgentService/ListServices"
-	AgentService_ListConntrack_FullMethodName = "/millrace.agent.v1.AgentService/ListConntrack"
-	AgentService_ListMaps_FullMethodName      = "/millrace.agent.v1.AgentService/ListMaps"
-	AgentService_DumpMap_FullMethodName       = "/millrace.agent.v1.AgentService/DumpMap"
-	AgentService_GrowMap_FullMethodName       = "/millrace.agent.v1.AgentService/GrowMap"
-	AgentService_DiffDesired_FullMethodName   = "/millrace.agent.v1.AgentService/DiffDesired"
-	AgentService_ListEndpoints_FullMethodName = "/millrace.agent.v1.AgentService/ListEndpoints"
-	AgentService_Repair_FullMethodName        = "/millrace.agent.v1.AgentService/Repair"
+	AgentService_GetStatus_FullMethodName      = "/millrace.agent.v1.AgentService/GetStatus"
+	AgentService_ListServices_FullMethodName   = "/millrace.agent.v1.AgentService/ListServices"
+	AgentService_ListConntrack_FullMethodName  = "/millrace.agent.v1.AgentService/ListConntrack"
+	AgentService_ListAffinities_FullMethodName = "/millrace.agent.v1.AgentService/ListAffinities"
+	AgentService_ListMaps_FullMethodName       = "/millrace.agent.v1.AgentService/ListMaps"
+	AgentService_DumpMap_FullMethodName        = "/millrace.agent.v1.AgentService/DumpMap"
+	AgentService_GrowMap_FullMethodName        = "/millrace.agent.v1.AgentService/GrowMap"
+	AgentService_DiffDesired_FullMethodName    = "/millrace.agent.v1.AgentService/DiffDesired"
+	AgentService_ListEndpoints_FullMethodName  = "/millrace.agent.v1.AgentService/ListEndpoints"
+	AgentService_Repair_FullMethodName         = "/millrace.agent.v1.AgentService/Repair"
 )
 
 // AgentServiceClient is the client API for AgentService service.
@@ -46,6 +47,9 @@ type AgentServiceClient interface {
 	ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListServicesResponse], error)
 	// ListConntrack streams the tracked flows.
 	ListConntrack(ctx context.Context, in *ListConntrackRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListConntrackResponse], error)
+	// ListAffinities streams which clients keep which backends of services with
+	// session affinity.
+	ListAffinities(ctx context.Context, in *ListAffinitiesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAffinitiesResponse], error)
 	// ListMaps lists the BPF maps with their sizes and fill.
 	ListMaps(ctx context.Context, in *ListMapsRequest, opts ...grpc.CallOption) (*ListMapsResponse, error)
 	// DumpMap streams the decoded entries of one map. NOT_FOUND if there is no
@@ -124,6 +128,25 @@ func (c *agentServiceClient) ListConntrack(ctx context.Context, in *ListConntrac
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_ListConntrackClient = grpc.ServerStreamingClient[ListConntrackResponse]
 
+func (c *agentServiceClient) ListAffinities(ctx context.Context, in *ListAffinitiesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAffinitiesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[2], AgentService_ListAffinities_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListAffinitiesRequest, ListAffinitiesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_ListAffinitiesClient = grpc.ServerStreamingClient[ListAffinitiesResponse]
+
 func (c *agentServiceClient) ListMaps(ctx context.Context, in *ListMapsRequest, opts ...grpc.CallOption) (*ListMapsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListMapsResponse)
@@ -136,7 +159,7 @@ func (c *agentServiceClient) ListMaps(ctx context.Context, in *ListMapsRequest, 
 
 func (c *agentServiceClient) DumpMap(ctx context.Context, in *DumpMapRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DumpMapResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[2], AgentService_DumpMap_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[3], AgentService_DumpMap_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +188,7 @@ func (c *agentServiceClient) GrowMap(ctx context.Context, in *GrowMapRequest, op
 
 func (c *agentServiceClient) DiffDesired(ctx context.Context, in *DiffDesiredRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DiffDesiredResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[3], AgentService_DiffDesired_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[4], AgentService_DiffDesired_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +207,7 @@ type AgentService_DiffDesiredClient = grpc.ServerStreamingClient[DiffDesiredResp
 
 func (c *agentServiceClient) ListEndpoints(ctx context.Context, in *ListEndpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListEndpointsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[4], AgentService_ListEndpoints_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[5], AgentService_ListEndpoints_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -225,6 +248,9 @@ type AgentServiceServer interface {
 	ListServices(*ListServicesRequest, grpc.ServerStreamingServer[ListServicesResponse]) error
 	// ListConntrack streams the tracked flows.
 	ListConntrack(*ListConntrackRequest, grpc.ServerStreamingServer[ListConntrackResponse]) error
+	// ListAffinities streams which clients keep which backends of services with
+	// session affinity.
+	ListAffinities(*ListAffinitiesRequest, grpc.ServerStreamingServer[ListAffinitiesResponse]) error
 	// ListMaps lists the BPF maps with their sizes and fill.
 	ListMaps(context.Context, *ListMapsRequest) (*ListMapsResponse, error)
 	// DumpMap streams the decoded entries of one map. NOT_FOUND if there is no
@@ -263,6 +289,9 @@ func (UnimplementedAgentServiceServer) ListServices(*ListServicesRequest, grpc.S
 }
 func (UnimplementedAgentServiceServer) ListConntrack(*ListConntrackRequest, grpc.ServerStreamingServer[ListConntrackResponse]) error {
 	return status.Error(codes.Unimplemented, "method ListConntrack not implemented")
+}
+func (UnimplementedAgentServiceServer) ListAffinities(*ListAffinitiesRequest, grpc.ServerStreamingServer[ListAffinitiesResponse]) error {
+	return status.Error(codes.Unimplemented, "method ListAffinities not implemented")
 }
 func (UnimplementedAgentServiceServer) ListMaps(context.Context, *ListMapsRequest) (*ListMapsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListMaps not implemented")
@@ -342,6 +371,17 @@ func _AgentService_ListConntrack_Handler(srv interface{}, stream grpc.ServerStre
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_ListConntrackServer = grpc.ServerStreamingServer[ListConntrackResponse]
+
+func _AgentService_ListAffinities_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListAffinitiesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AgentServiceServer).ListAffinities(m, &grpc.GenericServerStream[ListAffinitiesRequest, ListAffinitiesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_ListAffinitiesServer = grpc.ServerStreamingServer[ListAffinitiesResponse]
 
 func _AgentService_ListMaps_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListMapsRequest)
@@ -463,6 +503,11 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ListConntrack",
 			Handler:       _AgentService_ListConntrack_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ListAffinities",
+			Handler:       _AgentService_ListAffinities_Handler,
 			ServerStreams: true,
 		},
 		{

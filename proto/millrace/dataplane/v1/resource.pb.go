@@ -787,8 +787,10 @@ type Service struct {
 	// How many BackendSlices the service has; they are named chunk 0 to
 	// chunk backend_slices-1. An agent holding fewer programs what it holds.
 	BackendSlices uint32 `protobuf:"varint,7,opt,name=backend_slices,json=backendSlices,proto3" json:"backend_slices,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Which connections of a client go to one backend; unset: each chooses anew.
+	SessionAffinity *SessionAffinity `protobuf:"bytes,8,opt,name=session_affinity,json=sessionAffinity,proto3" json:"session_affinity,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
@@ -870,6 +872,61 @@ func (x *Service) GetBackendSlices() uint32 {
 	return 0
 }
 
+func (x *Service) GetSessionAffinity() *SessionAffinity {
+	if x != nil {
+		return x.SessionAffinity
+	}
+	return nil
+}
+
+// SessionAffinity keeps the connections of a client to one port of a service
+// at one backend, by whichever of its addresses they come.
+type SessionAffinity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For how long after it opened its last connection a client keeps its
+	// backend, in seconds, 1 to 86400.
+	TimeoutSeconds uint32 `protobuf:"varint,1,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SessionAffinity) Reset() {
+	*x = SessionAffinity{}
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionAffinity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionAffinity) ProtoMessage() {}
+
+func (x *SessionAffinity) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionAffinity.ProtoReflect.Descriptor instead.
+func (*SessionAffinity) Descriptor() ([]byte, []int) {
+	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *SessionAffinity) GetTimeoutSeconds() uint32 {
+	if x != nil {
+		return x.TimeoutSeconds
+	}
+	return 0
+}
+
 // ServiceAddress is an address of a service that other services might claim
 // too, so that it may hold for some of the service's ports only.
 type ServiceAddress struct {
@@ -884,7 +941,7 @@ type ServiceAddress struct {
 
 func (x *ServiceAddress) Reset() {
 	*x = ServiceAddress{}
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[8]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +953,7 @@ func (x *ServiceAddress) String() string {
 func (*ServiceAddress) ProtoMessage() {}
 
 func (x *ServiceAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[8]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +966,7 @@ func (x *ServiceAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceAddress.ProtoReflect.Descriptor instead.
 func (*ServiceAddress) Descriptor() ([]byte, []int) {
-	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{8}
+	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ServiceAddress) GetAddress() []byte {
@@ -943,7 +1000,7 @@ type ServicePort struct {
 
 func (x *ServicePort) Reset() {
 	*x = ServicePort{}
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[9]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1012,7 @@ func (x *ServicePort) String() string {
 func (*ServicePort) ProtoMessage() {}
 
 func (x *ServicePort) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[9]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1025,7 @@ func (x *ServicePort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePort.ProtoReflect.Descriptor instead.
 func (*ServicePort) Descriptor() ([]byte, []int) {
-	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{9}
+	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ServicePort) GetName() string {
@@ -1020,7 +1077,7 @@ type BackendSlice struct {
 
 func (x *BackendSlice) Reset() {
 	*x = BackendSlice{}
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[10]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1089,7 @@ func (x *BackendSlice) String() string {
 func (*BackendSlice) ProtoMessage() {}
 
 func (x *BackendSlice) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[10]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1102,7 @@ func (x *BackendSlice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendSlice.ProtoReflect.Descriptor instead.
 func (*BackendSlice) Descriptor() ([]byte, []int) {
-	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{10}
+	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BackendSlice) GetNamespace() string {
@@ -1094,7 +1151,7 @@ type PortSet struct {
 
 func (x *PortSet) Reset() {
 	*x = PortSet{}
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[11]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1106,7 +1163,7 @@ func (x *PortSet) String() string {
 func (*PortSet) ProtoMessage() {}
 
 func (x *PortSet) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[11]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1119,7 +1176,7 @@ func (x *PortSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortSet.ProtoReflect.Descriptor instead.
 func (*PortSet) Descriptor() ([]byte, []int) {
-	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{11}
+	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PortSet) GetPorts() []*TargetPort {
@@ -1144,7 +1201,7 @@ type TargetPort struct {
 
 func (x *TargetPort) Reset() {
 	*x = TargetPort{}
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[12]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +1213,7 @@ func (x *TargetPort) String() string {
 func (*TargetPort) ProtoMessage() {}
 
 func (x *TargetPort) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[12]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +1226,7 @@ func (x *TargetPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetPort.ProtoReflect.Descriptor instead.
 func (*TargetPort) Descriptor() ([]byte, []int) {
-	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{12}
+	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TargetPort) GetName() string {
@@ -1216,7 +1273,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[13]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1285,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[13]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1298,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{13}
+	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Backend) GetAddress() []byte {
@@ -1312,7 +1369,7 @@ type Calculators struct {
 
 func (x *Calculators) Reset() {
 	*x = Calculators{}
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[14]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1381,7 @@ func (x *Calculators) String() string {
 func (*Calculators) ProtoMessage() {}
 
 func (x *Calculators) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[14]
+	mi := &file_millrace_dataplane_v1_resource_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1394,7 @@ func (x *Calculators) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Calculators.ProtoReflect.Descriptor instead.
 func (*Calculators) Descriptor() ([]byte, []int) {
-	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{14}
+	return file_millrace_dataplane_v1_resource_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Calculators) GetAddresses() []string {
@@ -1396,7 +1453,7 @@ const file_millrace_dataplane_v1_resource_proto_rawDesc = "" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x1c\n" +
-	"\taddresses\x18\x04 \x03(\fR\taddresses\"\xda\x02\n" +
+	"\taddresses\x18\x04 \x03(\fR\taddresses\"\xad\x03\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1f\n" +
@@ -1405,7 +1462,10 @@ const file_millrace_dataplane_v1_resource_proto_rawDesc = "" +
 	"\fexternal_ips\x18\x04 \x03(\v2%.millrace.dataplane.v1.ServiceAddressR\vexternalIps\x12Q\n" +
 	"\x11load_balancer_ips\x18\x05 \x03(\v2%.millrace.dataplane.v1.ServiceAddressR\x0floadBalancerIps\x128\n" +
 	"\x05ports\x18\x06 \x03(\v2\".millrace.dataplane.v1.ServicePortR\x05ports\x12%\n" +
-	"\x0ebackend_slices\x18\a \x01(\rR\rbackendSlices\"@\n" +
+	"\x0ebackend_slices\x18\a \x01(\rR\rbackendSlices\x12Q\n" +
+	"\x10session_affinity\x18\b \x01(\v2&.millrace.dataplane.v1.SessionAffinityR\x0fsessionAffinity\":\n" +
+	"\x0fSessionAffinity\x12'\n" +
+	"\x0ftimeout_seconds\x18\x01 \x01(\rR\x0etimeoutSeconds\"@\n" +
 	"\x0eServiceAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x14\n" +
 	"\x05ports\x18\x02 \x03(\rR\x05ports\"\x8f\x01\n" +
@@ -1467,52 +1527,54 @@ func file_millrace_dataplane_v1_resource_proto_rawDescGZIP() []byte {
 }
 
 var file_millrace_dataplane_v1_resource_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_millrace_dataplane_v1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_millrace_dataplane_v1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_millrace_dataplane_v1_resource_proto_goTypes = []any{
-	(ResourceType)(0),      // 0: millrace.dataplane.v1.ResourceType
-	(DataplaneMode)(0),     // 1: millrace.dataplane.v1.DataplaneMode
-	(Protocol)(0),          // 2: millrace.dataplane.v1.Protocol
-	(*Resource)(nil),       // 3: millrace.dataplane.v1.Resource
-	(*ResourceName)(nil),   // 4: millrace.dataplane.v1.ResourceName
-	(*NodeConfig)(nil),     // 5: millrace.dataplane.v1.NodeConfig
-	(*PortRange)(nil),      // 6: millrace.dataplane.v1.PortRange
-	(*Node)(nil),           // 7: millrace.dataplane.v1.Node
-	(*Prefix)(nil),         // 8: millrace.dataplane.v1.Prefix
-	(*Endpoint)(nil),       // 9: millrace.dataplane.v1.Endpoint
-	(*Service)(nil),        // 10: millrace.dataplane.v1.Service
-	(*ServiceAddress)(nil), // 11: millrace.dataplane.v1.ServiceAddress
-	(*ServicePort)(nil),    // 12: millrace.dataplane.v1.ServicePort
-	(*BackendSlice)(nil),   // 13: millrace.dataplane.v1.BackendSlice
-	(*PortSet)(nil),        // 14: millrace.dataplane.v1.PortSet
-	(*TargetPort)(nil),     // 15: millrace.dataplane.v1.TargetPort
-	(*Backend)(nil),        // 16: millrace.dataplane.v1.Backend
-	(*Calculators)(nil),    // 17: millrace.dataplane.v1.Calculators
+	(ResourceType)(0),       // 0: millrace.dataplane.v1.ResourceType
+	(DataplaneMode)(0),      // 1: millrace.dataplane.v1.DataplaneMode
+	(Protocol)(0),           // 2: millrace.dataplane.v1.Protocol
+	(*Resource)(nil),        // 3: millrace.dataplane.v1.Resource
+	(*ResourceName)(nil),    // 4: millrace.dataplane.v1.ResourceName
+	(*NodeConfig)(nil),      // 5: millrace.dataplane.v1.NodeConfig
+	(*PortRange)(nil),       // 6: millrace.dataplane.v1.PortRange
+	(*Node)(nil),            // 7: millrace.dataplane.v1.Node
+	(*Prefix)(nil),          // 8: millrace.dataplane.v1.Prefix
+	(*Endpoint)(nil),        // 9: millrace.dataplane.v1.Endpoint
+	(*Service)(nil),         // 10: millrace.dataplane.v1.Service
+	(*SessionAffinity)(nil), // 11: millrace.dataplane.v1.SessionAffinity
+	(*ServiceAddress)(nil),  // 12: millrace.dataplane.v1.ServiceAddress
+	(*ServicePort)(nil),     // 13: millrace.dataplane.v1.ServicePort
+	(*BackendSlice)(nil),    // 14: millrace.dataplane.v1.BackendSlice
+	(*PortSet)(nil),         // 15: millrace.dataplane.v1.PortSet
+	(*TargetPort)(nil),      // 16: millrace.dataplane.v1.TargetPort
+	(*Backend)(nil),         // 17: millrace.dataplane.v1.Backend
+	(*Calculators)(nil),     // 18: millrace.dataplane.v1.Calculators
 }
 var file_millrace_dataplane_v1_resource_proto_depIdxs = []int32{
 	4,  // 0: millrace.dataplane.v1.Resource.name:type_name -> millrace.dataplane.v1.ResourceName
 	5,  // 1: millrace.dataplane.v1.Resource.node_config:type_name -> millrace.dataplane.v1.NodeConfig
 	7,  // 2: millrace.dataplane.v1.Resource.node:type_name -> millrace.dataplane.v1.Node
 	9,  // 3: millrace.dataplane.v1.Resource.endpoint:type_name -> millrace.dataplane.v1.Endpoint
-	13, // 4: millrace.dataplane.v1.Resource.backend_slice:type_name -> millrace.dataplane.v1.BackendSlice
+	14, // 4: millrace.dataplane.v1.Resource.backend_slice:type_name -> millrace.dataplane.v1.BackendSlice
 	10, // 5: millrace.dataplane.v1.Resource.service:type_name -> millrace.dataplane.v1.Service
-	17, // 6: millrace.dataplane.v1.Resource.calculators:type_name -> millrace.dataplane.v1.Calculators
+	18, // 6: millrace.dataplane.v1.Resource.calculators:type_name -> millrace.dataplane.v1.Calculators
 	0,  // 7: millrace.dataplane.v1.ResourceName.type:type_name -> millrace.dataplane.v1.ResourceType
 	1,  // 8: millrace.dataplane.v1.NodeConfig.mode:type_name -> millrace.dataplane.v1.DataplaneMode
 	6,  // 9: millrace.dataplane.v1.NodeConfig.node_ports:type_name -> millrace.dataplane.v1.PortRange
 	8,  // 10: millrace.dataplane.v1.Node.pod_cidrs:type_name -> millrace.dataplane.v1.Prefix
-	11, // 11: millrace.dataplane.v1.Service.external_ips:type_name -> millrace.dataplane.v1.ServiceAddress
-	11, // 12: millrace.dataplane.v1.Service.load_balancer_ips:type_name -> millrace.dataplane.v1.ServiceAddress
-	12, // 13: millrace.dataplane.v1.Service.ports:type_name -> millrace.dataplane.v1.ServicePort
-	2,  // 14: millrace.dataplane.v1.ServicePort.protocol:type_name -> millrace.dataplane.v1.Protocol
-	14, // 15: millrace.dataplane.v1.BackendSlice.port_sets:type_name -> millrace.dataplane.v1.PortSet
-	16, // 16: millrace.dataplane.v1.BackendSlice.backends:type_name -> millrace.dataplane.v1.Backend
-	15, // 17: millrace.dataplane.v1.PortSet.ports:type_name -> millrace.dataplane.v1.TargetPort
-	2,  // 18: millrace.dataplane.v1.TargetPort.protocol:type_name -> millrace.dataplane.v1.Protocol
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	12, // 11: millrace.dataplane.v1.Service.external_ips:type_name -> millrace.dataplane.v1.ServiceAddress
+	12, // 12: millrace.dataplane.v1.Service.load_balancer_ips:type_name -> millrace.dataplane.v1.ServiceAddress
+	13, // 13: millrace.dataplane.v1.Service.ports:type_name -> millrace.dataplane.v1.ServicePort
+	11, // 14: millrace.dataplane.v1.Service.session_affinity:type_name -> millrace.dataplane.v1.SessionAffinity
+	2,  // 15: millrace.dataplane.v1.ServicePort.protocol:type_name -> millrace.dataplane.v1.Protocol
+	15, // 16: millrace.dataplane.v1.BackendSlice.port_sets:type_name -> millrace.dataplane.v1.PortSet
+	17, // 17: millrace.dataplane.v1.BackendSlice.backends:type_name -> millrace.dataplane.v1.Backend
+	16, // 18: millrace.dataplane.v1.PortSet.ports:type_name -> millrace.dataplane.v1.TargetPort
+	2,  // 19: millrace.dataplane.v1.TargetPort.protocol:type_name -> millrace.dataplane.v1.Protocol
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_millrace_dataplane_v1_resource_proto_init() }
@@ -1534,7 +1596,7 @@ func file_millrace_dataplane_v1_resource_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_dataplane_v1_resource_proto_rawDesc), len(file_millrace_dataplane_v1_resource_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -28,13 +28,8 @@ func (a *App) newConntrack() *cobra.Command {
 }
 
 func (a *App) conntrack(cmd *cobra.Command, request *agentv1.ListConntrackRequest) error {
-	if request.GetAddress() != "" {
-		if _, err := netip.ParseAddr(request.GetAddress()); err != nil {
-			return usagef("invalid --address %q; allowed is an IPv4 or IPv6 address", request.GetAddress())
-		}
-	}
-	if svc := request.GetService(); svc != "" && strings.Count(svc, "/") != 1 {
-		return usagef("invalid --service %q; allowed is NAMESPACE/NAME", svc)
+	if err := checkSelection(request); err != nil {
+		return err
 	}
 	s, err := a.dialAgent(cmd.Context())
 	if err != nil {
@@ -65,4 +60,20 @@ func (a *App) conntrack(cmd *cobra.Command, request *agentv1.ListConntrackReques
 		t.row(cells...)
 	}
 	return a.printTable(t, "flows")
+}
+
+// checkSelection checks the flags by which flows and clients are selected.
+func checkSelection(request interface {
+	GetAddress() string
+	GetService() string
+}) error {
+	if request.GetAddress() != "" {
+		if _, err := netip.ParseAddr(request.GetAddress()); err != nil {
+			return usagef("invalid --address %q; allowed is an IPv4 or IPv6 address", request.GetAddress())
+		}
+	}
+	if svc := request.GetService(); svc != "" && strings.Count(svc, "/") != 1 {
+		return usagef("invalid --service %q; allowed is NAMESPACE/NAME", svc)
+	}
+	return nil
 }

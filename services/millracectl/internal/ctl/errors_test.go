@@ -38,6 +38,8 @@ func TestUsage(t *testing.T) {
 		{"dump n --calculator unix:///nonesuch --type pod", []string{"pod", "node-config", "backend-slice"}},
 		{"conntrack --address here", []string{"here", "IPv4 or IPv6"}},
 		{"conntrack --service cart", []string{"cart", "NAMESPACE/NAME"}},
+		{"affinity --address here", []string{"here", "IPv4 or IPv6"}},
+		{"affinity --service cart", []string{"cart", "NAMESPACE/NAME"}},
 		{"status --agent nonesuch", []string{"nonesuch", "unix:///path and host:port"}},
 		{"status --agent 192.0.2.1:7700", []string{"192.0.2.1:7700", "--tls-ca", "--insecure"}},
 		{"status --agent 127.0.0.1:1 --tls-cert /x", []string{"--tls-key"}},
@@ -63,7 +65,7 @@ func TestUsage(t *testing.T) {
 func TestUnreachable(t *testing.T) {
 	nowhere := "unix://" + filepath.Join(t.TempDir(), "nowhere.sock")
 	for _, args := range []string{
-		"status", "services", "services get a/b", "conntrack", "maps", "maps dump a", "maps grow a 1", "diff", "repair",
+		"status", "services", "services get a/b", "conntrack", "affinity", "maps", "maps dump a", "maps grow a 1", "diff", "repair",
 		"nodes", "dump a",
 	} {
 		code, _, stderr := run(t, map[string]string{envAgent: nowhere, envCalc: nowhere}, strings.Fields(args)...)

@@ -111,8 +111,10 @@ func (f *fakeAgent) GetStatus(context.Context, *agentv1.GetStatusRequest) (*agen
 				{Name: "tcx", Available: true, Used: true},
 				{Name: "bpf_set_retval", Consequence: "connections without backends are refused by packets"},
 			},
-			Kernel:   "6.1.0-50-amd64",
-			Programs: []*agentv1.Program{{Name: "connect4", Instructions: 450, VerifiedInstructions: 1410}},
+			Kernel: "6.1.0-50-amd64",
+
+			Affinities: 17,
+			Programs:   []*agentv1.Program{{Name: "connect4", Instructions: 450, VerifiedInstructions: 1410}},
 		},
 		Calculators: []*agentv1.KnownCalculator{
 			{Address: "192.0.2.10:7701", Origins: []agentv1.Origin{agentv1.Origin_ORIGIN_MOUNTED, agentv1.Origin_ORIGIN_HELD}},
@@ -143,6 +145,7 @@ func fakeServices() []*agentv1.ListServicesResponse {
 			Frontends: []*agentv1.Frontend{
 				{
 					Kind: "ClusterIP", Address: "10.96.0.7", Port: 80, Protocol: dataplanev1.Protocol_PROTOCOL_TCP, PortName: "http", ServiceId: 5,
+					AffinitySeconds: 10800,
 					Backends: []*agentv1.FrontendBackend{
 						{Address: "10.1.0.5", Port: 8080, Node: "node-1", Local: true},
 						{Address: "10.1.1.5", Port: 8080, Node: "node-2"},
@@ -200,6 +203,26 @@ func (f *fakeAgent) ListConntrack(req *agentv1.ListConntrackRequest, stream grpc
 		Expires: durationpb.New(7199*time.Second + 400*time.Millisecond), Service: "shop/cart",
 		Flags: []string{"snat", "cluster"}, Family: 4,
 	})
+}
+
+func (f *fakeAgent) ListAffinities(req *agentv1.ListAffinitiesRequest, stream grpc.ServerStreamingServer[agentv1.ListAffinitiesResponse]) error {
+	if req.GetAddress() == "192.0.2.77" {
+		return nil
+	}
+	for _, c := range []*agentv1.ListAffinitiesResponse{
+		{Service: "shop/cart", PortName: "http", Family: 4, Client: "192.0.2.50", Backend: "10.1.1.5:8080", Usable: true,
+			Idle: durationpb.New(90 * time.Second), Expires: durationpb.New(10710 * time.Second)},
+		{Service: "shop/cart", PortName: "http", Family: 6, NetnsCookie: 4711, Backend: "[fd00:1::5]:8080",
+			Idle: durationpb.New(time.Second), Expires: durationpb.New(10799 * time.Second)},
+		{Service: "shop/cart", PortName: "http", Family: 4, NetnsCookie: 1, Host: true, Backend: "10.1.1.5:8080", Usable: true,
+			Idle: durationpb.New(3 * time.Second), Expires: durationpb.New(10797 * time.Second)},
+		{Family: 4, Client: "192.0.2.51", Backend: "10.1.1.7:8080", Idle: durationpb.New(time.Second)},
+	} {
+		if err := stream.Send(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (f *fakeAgent) ListMaps(context.Context, *agentv1.ListMapsRequest) (*agentv1.ListMapsResponse, error) {

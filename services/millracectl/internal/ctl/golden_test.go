@@ -59,6 +59,9 @@ var goldenCases = []struct {
 	{"conntrack-wide", "conntrack -o wide --service shop/cart"},
 	{"conntrack-json", "conntrack -o json"},
 	{"conntrack-none-json", "conntrack -o json --address 192.0.2.77"},
+	{"affinity", "affinity"},
+	{"affinity-wide", "affinity -o wide --service shop/cart"},
+	{"affinity-none-json", "affinity -o json --address 192.0.2.77"},
 	{"maps", "maps"},
 	{"maps-wide", "maps -o wide"},
 	{"maps-json", "maps -o json"},
@@ -137,9 +140,10 @@ func TestCleanDiff(t *testing.T) {
 		"diff -o json":  "[]\n",
 		"repair":        "4 differences mended, 0 remaining\n",
 		"conntrack":     "",
+		"affinity":      "",
 		"services -n x": "",
 	} {
-		if args == "conntrack" {
+		if args == "conntrack" || args == "affinity" {
 			args += " --address 192.0.2.77"
 		}
 		code, stdout, _ := run(t, map[string]string{envAgent: agent}, strings.Fields(args)...)

@@ -5,6 +5,7 @@ package ctl
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -81,7 +82,7 @@ func (a *App) printServices(services []*agentv1.ListServicesResponse, backends b
 	}
 	header := []string{"NAMESPACE", "NAME", "KIND", "FRONTEND", "PROTOCOL", "PORT NAME"}
 	if backends {
-		header = append(header, "ID", "BACKEND", "NODE", "LOCAL")
+		header = append(header, "ID", "AFFINITY", "BACKEND", "NODE", "LOCAL")
 	} else {
 		header = append(header, "BACKENDS", "LOCAL")
 	}
@@ -106,7 +107,11 @@ func (a *App) printServices(services []*agentv1.ListServicesResponse, backends b
 }
 
 func backendRows(t *table, frontend []string, f *agentv1.Frontend) {
-	frontend = append(frontend, number(uint64(f.GetServiceId())))
+	affinity := ""
+	if seconds := f.GetAffinitySeconds(); seconds > 0 {
+		affinity = (time.Duration(seconds) * time.Second).String()
+	}
+	frontend = append(frontend, number(uint64(f.GetServiceId())), affinity)
 	if len(f.GetBackends()) == 0 {
 		t.row(append(frontend, "none: refused", "", "")...)
 		return

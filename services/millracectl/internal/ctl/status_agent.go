@@ -27,6 +27,9 @@ func (a *App) writeAgentStatus(out *bytes.Buffer, st *agentv1.GetStatusResponse)
 		{"kernel", kernelLine(dp)},
 		{"CNI", cniLine(st.GetCni())},
 	}
+	if n := dp.GetAffinities(); n > 0 {
+		lines = append(lines, [2]string{"affinity", plural(int(n), "client")})
+	}
 	if err := section(out, "agent "+st.GetNodeName(), lines); err != nil {
 		return err
 	}

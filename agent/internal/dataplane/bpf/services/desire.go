@@ -62,6 +62,9 @@ type Port struct {
 	// Index is the port's place in its service.
 	Index  int
 	Claims []Claim
+	// Affinity is for how many seconds a client keeps its backend, 0 for not at
+	// all.
+	Affinity uint32
 	// Backends get new connections, by family, sorted.
 	Backends [2][]tables.Backend
 	// Draining do not, but still answer those they have.
@@ -82,6 +85,7 @@ func Desire(service *dataplanev1.Service, parts []*dataplanev1.BackendSlice, env
 	// index leads from the service's port to its place in ports, -1 if unusable.
 	index := make([]int, len(service.GetPorts()))
 	names := map[portName]int{}
+	affinity := d.affinity()
 	for i, p := range service.GetPorts() {
 		index[i] = -1
 		field := fmt.Sprintf("ports[%d]", i)
@@ -95,7 +99,7 @@ func Desire(service *dataplanev1.Service, parts []*dataplanev1.BackendSlice, env
 		}
 		index[i] = len(ports)
 		names[name] = len(ports)
-		ports = append(ports, Port{Name: name.name, Proto: name.proto, Number: uint16(p.GetPort()), Index: i})
+		ports = append(ports, Port{Name: name.name, Proto: name.proto, Number: uint16(p.GetPort()), Index: i, Affinity: affinity})
 	}
 	d.claims(ports, index)
 	d.backends(ports, names, parts)
@@ -110,6 +114,21 @@ type desire struct {
 
 func (d *desire) problem(field, format string, args ...any) {
 	d.problems = append(d.problems, Problem{Reason: ReasonInvalid, Field: field, Message: fmt.Sprintf(format, args...)})
+}
+
+// maxAffinity is a day, as in the protocol.
+const maxAffinity = 86400
+
+func (d *desire) affinity() uint32 {
+	a := d.service.GetSessionAffinity()
+	if a == nil {
+		return 0
+	}
+	if s := a.GetTimeoutSeconds(); s < 1 || s > maxAffinity {
+		d.problem("session_affinity.timeout_seconds", "%d seconds are not between 1 and %d; every connection chooses a backend anew", s, maxAffinity)
+		return 0
+	}
+	return a.GetTimeoutSeconds()
 }
 
 func validPortNumber(p uint32) bool { return p >= 1 && p <= 65535 }
@@ -287,11 +306,18 @@ func (d *desire) backend(found [][2]candidates, names map[portName]int, part *da
 	}
 }
 
-func compareBackends(a, b tables.Backend) int {
-	return cmp.Or(bytes.Compare(a.Addr[:], b.Addr[:]), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Flags, b.Flags))
+// compareEnds orders backends as the programs do that search for one.
+func compareEnds(a, b tables.Backend) int {
+	return cmp.Or(bytes.Compare(a.Addr[:], b.Addr[:]), cmp.Compare(a.Port, b.Port))
 }
 
-// sorted sorts and drops duplicates of address and port.
+func compareBackends(a, b tables.Backend) int {
+	return cmp.Or(compareEnds(a, b), cmp.Compare(a.Flags, b.Flags))
+}
+
+// sorted sorts and drops duplicates of address and port. What is written is in
+// this order always: a part of it, or more behind it, is written in place only
+// where that keeps the order.
 func sorted(backends []tables.Backend) []tables.Backend {
 	slices.SortFunc(backends, compareBackends)
 	return slices.Clip(slices.CompactFunc(backends, func(a, b tables.Backend) bool {

@@ -68,10 +68,12 @@ type port struct {
 	service string
 	portName
 	number uint16
-	idKey  tables.IDKey
-	id     uint32
-	claims []Claim
-	family [2]backing
+	// affinity is for how many seconds a client keeps its backend.
+	affinity uint32
+	idKey    tables.IDKey
+	id       uint32
+	claims   []Claim
+	family   [2]backing
 }
 
 type service struct {
@@ -365,6 +367,38 @@ func (p *Programmer) Numbers() map[uint32]PortOf {
 	return numbers
 }
 
+// AffinityPort is a service port whose clients keep their backends.
+type AffinityPort struct {
+	PortOf
+	// Seconds is for how long they do.
+	Seconds uint32
+	// backends get new connections, by family, sorted.
+	backends [2][]tables.Backend
+}
+
+// Lasts is for how long after its last connection a client keeps its backend.
+func (p *AffinityPort) Lasts() time.Duration { return time.Duration(p.Seconds) * time.Second }
+
+// Usable tells whether a client may keep a backend.
+func (p *AffinityPort) Usable(f tables.Family, addr tables.Address, number uint16) bool {
+	_, found := slices.BinarySearchFunc(p.backends[f], tables.Backend{Addr: addr, Port: number}, compareEnds)
+	return found
+}
+
+// Affinities returns the service ports with session affinity by number.
+func (p *Programmer) Affinities() map[uint32]AffinityPort {
+	affinities := map[uint32]AffinityPort{}
+	for name, s := range p.services {
+		for _, port := range s.ports {
+			if port.affinity > 0 {
+				affinities[port.id] = AffinityPort{PortOf: PortOf{Service: name, Port: port.name}, Seconds: port.affinity,
+					backends: [2][]tables.Backend{port.family[0].backends, port.family[1].backends}}
+			}
+		}
+	}
+	return affinities
+}
+
 // IDKey returns the key of a service port's number.
 func IDKey(service, portName string, proto uint8) tables.IDKey {
 	return ids.Key(IDKind, service+"/"+portName+"/"+tables.ProtoName(proto))
@@ -390,7 +424,7 @@ func writeProblem(err error, what string) Problem {
 
 // value is what the kernel is to hold for a claim.
 func (p *port) value(c Claim) tables.Frontend {
-	v := tables.Frontend{ServiceID: p.id, Flags: uint32(c.Flags)}
+	v := tables.Frontend{ServiceID: p.id, Flags: uint32(c.Flags), Affinity: p.affinity}
 	if b := &p.family[c.Key.Family]; len(b.backends) > 0 {
 		v.First, v.Count = b.rng.First, uint32(len(b.backends))
 	}

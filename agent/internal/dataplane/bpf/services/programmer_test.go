@@ -133,7 +133,7 @@ func (r *rig) candidates() map[tables.FrontendKey]map[string]string {
 				if all[c.Key] == nil {
 					all[c.Key] = map[string]string{}
 				}
-				all[c.Key][name] = describe(id, c.Flags, c.Key.Family, p.Backends[c.Key.Family])
+				all[c.Key][name] = describe(id, c.Flags, p.Affinity, c.Key.Family, p.Backends[c.Key.Family])
 			}
 		}
 	}

@@ -195,16 +195,21 @@ func resolve(t *testing.T, e everything, k tables.FrontendKey, v tables.Frontend
 	if err != nil {
 		t.Fatal(err)
 	}
-	return describe(v.ServiceID, layout.FrontendFlags(v.Flags), k.Family, backends)
+	for i := 1; i < len(backends); i++ {
+		if compareEnds(backends[i-1], backends[i]) >= 0 {
+			t.Fatalf("%s: a program that searches its backends finds them in disorder: %v", k, backends)
+		}
+	}
+	return describe(v.ServiceID, layout.FrontendFlags(v.Flags), v.Affinity, k.Family, backends)
 }
 
-func describe(id uint32, flags layout.FrontendFlags, f tables.Family, backends []tables.Backend) string {
+func describe(id uint32, flags layout.FrontendFlags, affinity uint32, f tables.Family, backends []tables.Backend) string {
 	var list []string
 	for _, b := range backends {
 		list = append(list, fmt.Sprintf("%s/%d", b.AddrPort(f), b.Flags))
 	}
 	slices.Sort(list)
-	return fmt.Sprintf("%d %s %s", id, flags, strings.Join(list, " "))
+	return fmt.Sprintf("%d %s %ds %s", id, flags, affinity, strings.Join(list, " "))
 }
 
 // random makes services that collide in addresses, share backends and change in
@@ -235,7 +240,7 @@ func address(f tables.Family, last int) tables.Address {
 func (r *random) ports(service int) []Port {
 	var ports []Port
 	for n := range 1 + r.IntN(2) {
-		p := Port{Name: fmt.Sprintf("p%d", n), Proto: []uint8{6, 17}[r.IntN(2)], Number: uint16(80 + n)}
+		p := Port{Name: fmt.Sprintf("p%d", n), Proto: []uint8{6, 17}[r.IntN(2)], Number: uint16(80 + n), Affinity: uint32(r.IntN(3))}
 		for _, f := range tables.Families {
 			if r.IntN(6) > 0 {
 				p.claim(address(f, service), f, p.Number, layout.FrontendClusterIP)
@@ -269,6 +274,9 @@ func (r *random) ports(service int) []Port {
 func (r *random) tweak(ports []Port) []Port {
 	ports = slices.Clone(ports)
 	p := &ports[r.IntN(len(ports))]
+	if r.IntN(4) == 0 {
+		p.Affinity = uint32(r.IntN(3))
+	}
 	f := tables.Families[r.IntN(2)]
 	list := slices.Clone(p.Backends[f])
 	switch n := len(list); {

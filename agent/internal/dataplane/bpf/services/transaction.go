@@ -154,7 +154,7 @@ func (tx *transaction) match(name string) {
 		} else {
 			pt = &port{service: name, portName: n, idKey: IDKey(name, n.name, n.proto)}
 		}
-		pt.number = want.Number
+		pt.number, pt.affinity = want.Number, want.Affinity
 		kept = append(kept, pt)
 		tx.plans = append(tx.plans, &plan{port: pt, want: want, before: pt.claims})
 	}

@@ -75,8 +75,9 @@ func rawFrontendKey[A layout.IP](k FrontendKey) layout.FrontendKey[A] {
 func readFrontends[A layout.IP](m *ebpf.Map, f Family, each func(FrontendEntry)) error {
 	return bpf.Each(m, all(func(k layout.FrontendKey[A], v layout.Frontend) {
 		each(FrontendEntry{
-			Key:   FrontendKey{Addr: cooked(k.Addr), Port: k.Port.Uint16(), Proto: k.Proto, Family: f},
-			Value: Frontend{ServiceID: v.ServiceID, First: v.FirstBackend, Count: v.BackendCount, Flags: uint32(v.Flags)},
+			Key: FrontendKey{Addr: cooked(k.Addr), Port: k.Port.Uint16(), Proto: k.Proto, Family: f},
+			Value: Frontend{ServiceID: v.ServiceID, First: v.FirstBackend, Count: v.BackendCount, Flags: uint32(v.Flags),
+				Affinity: v.AffinityTimeout},
 		})
 	}))
 }
@@ -87,10 +88,11 @@ func putFrontends[A layout.IP](m *ebpf.Map, entries []FrontendEntry) error {
 	for i, e := range entries {
 		keys[i] = rawFrontendKey[A](e.Key)
 		values[i] = layout.Frontend{
-			ServiceID:    e.Value.ServiceID,
-			FirstBackend: e.Value.First,
-			BackendCount: e.Value.Count,
-			Flags:        layout.FrontendFlags(e.Value.Flags),
+			ServiceID:       e.Value.ServiceID,
+			FirstBackend:    e.Value.First,
+			BackendCount:    e.Value.Count,
+			Flags:           layout.FrontendFlags(e.Value.Flags),
+			AffinityTimeout: e.Value.Affinity,
 		}
 	}
 	return bpf.UpdateBatch(m, keys, values)

@@ -102,6 +102,8 @@ type Frontend struct {
 	First     uint32
 	Count     uint32
 	Flags     uint32
+	// Affinity is for how many seconds a client keeps its backend.
+	Affinity uint32
 }
 
 // FrontendEntry is an entry of frontends_vN.

@@ -103,6 +103,11 @@ func service(o *corev1.Service) *model.Service {
 		ClusterIP:   own(o.Spec.ClusterIP),
 		ClusterIPs:  ownAll(o.Spec.ClusterIPs),
 		ExternalIPs: ownAll(o.Spec.ExternalIPs),
+
+		SessionAffinity: own(string(o.Spec.SessionAffinity)),
+	}
+	if c := o.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil {
+		s.AffinityTimeout = copyOf(c.ClientIP.TimeoutSeconds)
 	}
 	if !o.CreationTimestamp.IsZero() {
 		s.Created = o.CreationTimestamp.Unix()
@@ -132,7 +137,6 @@ func targetPort(port intstr.IntOrString) int32 {
 
 func unsupported(o *corev1.Service) model.Unsupported {
 	return model.Unsupported{
-		SessionAffinity:       own(string(o.Spec.SessionAffinity)),
 		SourceRanges:          len(o.Spec.LoadBalancerSourceRanges) > 0,
 		ExternalTrafficPolicy: own(string(o.Spec.ExternalTrafficPolicy)),
 		InternalTrafficPolicy: own(string(deref(o.Spec.InternalTrafficPolicy))),

@@ -15,11 +15,12 @@ import (
 
 // What is only checked and reported is kept as well.
 func TestReportedFieldsOfAService(t *testing.T) {
-	local, near := corev1.ServiceInternalTrafficPolicyLocal, "PreferClose"
+	local, near, timeout := corev1.ServiceInternalTrafficPolicyLocal, "PreferClose", int32(15)
 	converted, err := convert.Object(&corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "x", Annotations: map[string]string{model.AnnotationTopologyMode: "Auto"}},
 		Spec: corev1.ServiceSpec{
 			SessionAffinity:          corev1.ServiceAffinityClientIP,
+			SessionAffinityConfig:    &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &timeout}},
 			LoadBalancerSourceRanges: []string{"192.0.2.0/24"},
 			ExternalTrafficPolicy:    corev1.ServiceExternalTrafficPolicyLocal,
 			InternalTrafficPolicy:    &local,
@@ -31,10 +32,13 @@ func TestReportedFieldsOfAService(t *testing.T) {
 		t.Fatal(err)
 	}
 	service := converted.(*model.Service)
-	want := model.Unsupported{SessionAffinity: "ClientIP", SourceRanges: true, ExternalTrafficPolicy: "Local",
+	want := model.Unsupported{SourceRanges: true, ExternalTrafficPolicy: "Local",
 		InternalTrafficPolicy: "Local", TrafficDistribution: "PreferClose", TopologyMode: "Auto"}
 	if service.Unsupported != want {
 		t.Errorf("got %+v, want %+v", service.Unsupported, want)
+	}
+	if service.SessionAffinity != "ClientIP" || service.AffinityTimeout == nil || *service.AffinityTimeout != 15 {
+		t.Errorf("session affinity %q, timeout %v", service.SessionAffinity, service.AffinityTimeout)
 	}
 	if first, second := service.Ports[0].TargetPort, service.Ports[1].TargetPort; first != 8080 || second != 0 {
 		t.Errorf("target ports %d and %d, want 8080 and 0", first, second)
