@@ -35,6 +35,10 @@ var rules = []Rule{
 	{"/millrace.calculator.v1.CalculatorService/ListNodes", []Kind{Reader, Operator}, Get},
 	{"/millrace.calculator.v1.CalculatorService/DumpNode", []Kind{Reader, Operator}, Get},
 
+	// For agents, about who calls them and how they serve.
+	{"/millrace.calculator.v1.AccessService/ReviewAccess", []Kind{Agent}, ""},
+	{"/millrace.calculator.v1.AccessService/SignCertificate", []Kind{Agent}, ""},
+
 	// Of the agent.
 	{"/millrace.agent.v1.AgentService/GetStatus", []Kind{Reader, Operator}, Get},
 	{"/millrace.agent.v1.AgentService/ListServices", []Kind{Reader, Operator}, Get},

@@ -178,3 +178,8 @@ func Fingerprint(certificate *x509.Certificate) string {
 	sum := sha256.Sum256(certificate.Raw)
 	return hex.EncodeToString(sum[:])
 }
+
+// AgentServerName is what the API of a node's agent calls itself in the
+// certificate that calculators sign. It is below a name of its own, so that no
+// node's name can make it a calculator's.
+func AgentServerName(node string) string { return node + ".agent.millrace" }

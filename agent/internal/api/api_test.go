@@ -119,7 +119,7 @@ func serve(t *testing.T, p *plane) (*grpc.ClientConn, *fakes, *Serving) {
 	store.Apply(b)
 	socket := filepath.Join(t.TempDir(), "s")
 	s := &Server{Node: "n1", Version: "v", Store: store, Dataplane: p, Applier: f, Stream: stream{}, Problems: func() []string { return []string{"p"} }, Known: func(*agentv1.GetStatusResponse) {}}
-	serving, err := Serve(s, socket, "127.0.0.1:0", nil, nil, func(err error) { t.Error(err) })
+	serving, err := Serve(s, socket, "127.0.0.1:0", Guard{}, func(err error) { t.Error(err) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -289,11 +289,11 @@ func TestSocket(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	fail := func(err error) { t.Error(err) }
-	if _, err := Serve(&Server{}, socket, "", nil, nil, fail); err == nil {
+	if _, err := Serve(&Server{}, socket, "", Guard{}, fail); err == nil {
 		t.Fatal("took a socket that somebody serves")
 	}
 	l.Close()
-	s, err := Serve(&Server{}, socket, "", nil, nil, fail)
+	s, err := Serve(&Server{}, socket, "", Guard{}, fail)
 	if err != nil {
 		t.Fatal(err)
 	}

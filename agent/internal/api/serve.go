@@ -16,14 +16,22 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
-	"github.com/millrace-project/millrace/agent/internal/identity"
 	"github.com/millrace-project/millrace/agent/internal/transport"
 	"github.com/millrace-project/millrace/proto/access"
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 )
 
-// Denied is told of a call that was refused before it reached its RPC.
-type Denied = func(ctx context.Context, method string, caller access.Caller, err error)
+// Guard is what protects the TCP address.
+type Guard struct {
+	// TLS is how to serve; nil for plaintext, where everybody who calls is taken
+	// for an operator.
+	TLS *tls.Config
+	// Gate stands before the RPCs if there is TLS.
+	Gate *access.Gate
+	// Denied is told of a call that was refused before it reached its RPC. It may
+	// be nil.
+	Denied func(ctx context.Context, method string, caller access.Caller, err error)
+}
 
 // Serving is the API being served.
 type Serving struct {
@@ -34,15 +42,13 @@ type Serving struct {
 	wait    sync.WaitGroup
 }
 
-// Serve serves on a unix socket and on a TCP address, each if not empty; config
-// nil means plaintext on the latter, where everybody is then taken for an
-// operator. EndpointService is on the socket alone: who tells of pods is on the
-// node, and root. denied is told of refused calls, failed when serving ends by
-// itself.
-func Serve(s *Server, socket, address string, config *tls.Config, denied Denied, failed func(error)) (*Serving, error) {
+// Serve serves on a unix socket and on a TCP address, each if not empty.
+// EndpointService is on the socket alone: who tells of pods is on the node, and
+// root. failed is told when serving ends by itself.
+func Serve(s *Server, socket, address string, guard Guard, failed func(error)) (*Serving, error) {
 	serving := &Serving{Health: health.NewServer()}
 	local := access.Local()
-	local.Denied = denied
+	local.Denied = guard.Denied
 	serving.SetServing(false)
 	start := func(listener net.Listener, onSocket bool, gate *access.Gate, options ...grpc.ServerOption) {
 		server := grpc.NewServer(append(gate.Options(), options...)...)
@@ -74,10 +80,10 @@ func Serve(s *Server, socket, address string, config *tls.Config, denied Denied,
 			serving.Stop()
 			return nil, fmt.Errorf("listen: %w", err)
 		}
-		if config == nil {
+		if guard.TLS == nil {
 			start(listener, false, local)
 		} else {
-			start(listener, false, identity.Gate(denied), grpc.Creds(credentials.NewTLS(config)))
+			start(listener, false, guard.Gate, grpc.Creds(credentials.NewTLS(guard.TLS)))
 		}
 	}
 	return serving, nil

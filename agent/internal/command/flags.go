@@ -73,7 +73,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	o.registerFallback(flags)
 	flags.StringVar(&o.cgroupRoot, "cgroup-root", "/sys/fs/cgroup", "directory of the cgroup v2 hierarchy below which this node's processes are")
 	flags.StringVar(&o.listenUnix, "socket", "/run/millrace/agent.sock", "path of the unix socket to serve on, in plaintext; empty for none")
-	flags.StringVar(&o.listen, "listen", "", "HOST:PORT to serve gRPC on too, with TLS; empty for none")
+	flags.StringVar(&o.listen, "listen", "", "HOST:PORT to serve gRPC on too, with TLS, by a certificate that calculators sign unless there is --tls-cert; empty for none")
 	flags.StringVar(&o.tokenFile, "token-file", "", "file of the service account's token to show calculators over TLS; read anew for each stream; empty for none")
 	flags.StringVar(&o.metricsListen, "metrics-listen", "127.0.0.1:9701", "HOST:PORT to serve /metrics, /healthz and /readyz on; empty for none")
 	flags.StringVar(&o.tls.Cert, "tls-cert", "", "file of the certificate to serve with, and to show calculators, PEM; turns TLS on for --listen and --metrics-listen; the latter is plain HTTP without")
@@ -199,14 +199,9 @@ func (o *options) check() (*settings, error) {
 		if flag == "--metrics-listen" {
 			continue // without a certificate in plain HTTP, as calculators do
 		}
-		if _, err := o.tls.Server(flag, address); err != nil {
+		if err := o.checkListen(); err != nil {
 			return nil, err
 		}
-	}
-	if o.listen != "" && o.tls.Cert == "" && !o.tls.Insecure {
-		// Whoever can open the socket may change the node, so root can; on a
-		// port that would be every process.
-		return nil, fmt.Errorf("--listen: %q: give --tls-cert and --tls-key, or --insecure to let everybody who reaches it in", o.listen)
 	}
 	if _, err := interfaces.NewClassifier(o.uplinkExclude); err != nil {
 		return nil, fmt.Errorf("--uplink-exclude: %w", err)

@@ -70,7 +70,8 @@ type agent struct {
 	sweeper   *conntrack.Sweeper
 	grower    *conntrack.Grower
 	serving   *api.Serving
-	token     *identity.TokenFile // nil if none is shown
+	token     *identity.TokenFile   // nil if none is shown
+	served    *identity.Certificate // nil if it is not signed by calculators
 
 	registry  *endpoints.Registry
 	endpoints *endpointserver.Server
@@ -90,7 +91,7 @@ func (a *agent) problem(format string, args ...any) {
 func (a *agent) listProblems() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	all := slices.Concat(a.grower.Problems(), a.problems, a.tokenProblems())
+	all := slices.Concat(a.grower.Problems(), a.problems, a.identityProblems())
 	if a.installer != nil {
 		all = append(all, a.installer.Problems()...)
 	}
@@ -237,11 +238,11 @@ func (a *agent) serve(ctx context.Context, version string) error {
 	if a.installer != nil {
 		server.CNI = a.installer.Proto
 	}
-	config, err := a.tlsFor("--listen", a.listen)
+	guard, err := a.guard(a.client)
 	if err != nil {
 		return err
 	}
-	if a.serving, err = api.Serve(server, a.listenUnix, a.listen, config, a.denied, func(err error) { cancel(err) }); err != nil {
+	if a.serving, err = api.Serve(server, a.listenUnix, a.listen, guard, func(err error) { cancel(err) }); err != nil {
 		return err
 	}
 	defer a.serving.Stop()
@@ -308,6 +309,7 @@ func (a *agent) work(ctx context.Context, events interfaces.Events) {
 	defer wait.Wait()
 	wait.Go(func() { a.applier.Run(ctx) })
 	wait.Go(func() { a.client.Run(ctx) })
+	wait.Go(func() { a.keepCertificate(ctx) })
 	wait.Go(func() { a.discovery.Watch(ctx) })
 	wait.Go(func() {
 		a.journal.Maintain(ctx, func() { a.applier.LogChanged(ctx) }, a.applier.LogFailed) //nolint:errcheck // ctx has ended

@@ -110,15 +110,15 @@ func (s *settings) startWaiting(ctx context.Context, cancel context.CancelCauseF
 	client := syncclient.New(syncclient.Options{Node: s.node, Version: version, Discovery: a.discovery, Token: a.showToken(),
 		Types: []dataplanev1.ResourceType{dataplanev1.ResourceType_RESOURCE_TYPE_NODE_CONFIG,
 			dataplanev1.ResourceType_RESOURCE_TYPE_CALCULATORS}}, store, w.applier, a.metrics, log)
-	config, err := a.tlsFor("--listen", s.listen)
+	guard, err := a.guard(client)
 	if err != nil {
 		return nil, err
 	}
 	serving, err := api.Serve(&api.Server{
 		Node: s.node, Version: version, Started: time.Now(), Store: store, Dataplane: w.plane,
-		Applier: w.applier, Stream: client, Problems: a.tokenProblems, Known: a.tellKnown,
+		Applier: w.applier, Stream: client, Problems: a.identityProblems, Known: a.tellKnown,
 		Endpoints: &absent.EndpointService{Plane: w.plane},
-	}, s.listenUnix, s.listen, config, a.denied, func(err error) { cancel(err) })
+	}, s.listenUnix, s.listen, guard, func(err error) { cancel(err) })
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func (s *settings) startWaiting(ctx context.Context, cancel context.CancelCauseF
 	}
 	w.ended = append(w.ended, stopMetrics)
 	w.applier.Restore(ctx)
-	for _, run := range []func(context.Context){w.applier.Run, client.Run, a.discovery.Watch} {
+	for _, run := range []func(context.Context){w.applier.Run, client.Run, a.discovery.Watch, a.keepCertificate} {
 		done := make(chan struct{})
 		go func() { defer close(done); run(ctx) }()
 		w.ended = append(w.ended, func() { <-done })

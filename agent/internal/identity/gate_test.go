@@ -19,7 +19,7 @@ import (
 // TestGate: who has shown a certificate that was verified may be a reader, a
 // node's agent is one, and others are nobody.
 func TestGate(t *testing.T) {
-	gate := Gate(nil)
+	gate := Gate(nil, nil)
 	as := func(info credentials.AuthInfo) (access.Caller, error) {
 		return gate.Authenticate(peer.NewContext(context.Background(), &peer.Peer{Addr: &net.TCPAddr{}, AuthInfo: info}))
 	}

@@ -119,6 +119,7 @@ type Client struct {
 	mu        sync.Mutex
 	status    Status
 	duplicate duplicate
+	conn      *grpc.ClientConn // of the stream, nil without one
 }
 
 // New returns a client.
@@ -230,12 +231,28 @@ func (c *Client) stream(ctx context.Context, target Target) error {
 		return fmt.Errorf("dial: %w", err)
 	}
 	defer conn.Close() //nolint:errcheck // nothing is left to lose
+	defer c.setConnection(nil)
+	c.setConnection(conn)
 	call, err := dataplanev1.NewSyncServiceClient(conn).Sync(ctx)
 	if err != nil {
 		return err
 	}
 	s := &session{Client: c, target: target, call: call, cancel: cancel, outbox: newOutbox(), batch: held.NewBatch()}
 	return s.run(ctx)
+}
+
+func (c *Client) setConnection(conn *grpc.ClientConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conn = conn
+}
+
+// Connection returns the connection to the calculator that the agent has a
+// stream with; false if there is none.
+func (c *Client) Connection() (grpc.ClientConnInterface, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conn, c.conn != nil && c.status.Connected
 }
 
 // hello introduces this agent and what it holds.

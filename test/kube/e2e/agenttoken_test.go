@@ -21,6 +21,8 @@ import (
 type tokenAgent struct {
 	*testbed.Agent
 	file string
+	// args are those that it was started with.
+	args []string
 }
 
 // startTokenAgent starts a node's agent, whose token file is not there yet.
@@ -31,12 +33,12 @@ func (c *callers) startTokenAgent(t *testing.T, node *testbed.Node, calculators 
 	if err := os.WriteFile(ca, c.authorities, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	agent, err := c.StartAgent(node, testbed.AgentOptions{Binaries: binaries, Calculators: calculators,
-		Args: []string{"--insecure=false", "--listen=", "--tls-ca", ca, "--tls-server-name", serverName, "--token-file", file}})
+	args := []string{"--insecure=false", "--listen=", "--tls-ca", ca, "--tls-server-name", serverName, "--token-file", file}
+	agent, err := c.StartAgent(node, testbed.AgentOptions{Binaries: binaries, Calculators: calculators, Args: args})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &tokenAgent{Agent: agent, file: file}
+	return &tokenAgent{Agent: agent, file: file, args: args}
 }
 
 // show writes the token as the kubelet does.

@@ -112,14 +112,14 @@ func (c *callers) agentToken(ctx context.Context, t *testing.T, node string) str
 	return c.token(ctx, t, calculatorNamespace, agentAccount, tokenAudience, c.pods[node])
 }
 
-// dialTLS connects to an address that a host reaches.
-func (c *callers) dialTLS(t *testing.T, host *testbed.Host, address string, certificates ...tls.Certificate) *grpc.ClientConn {
+// dialTLS connects to an address that a host reaches, and expects a name there.
+func (c *callers) dialTLS(t *testing.T, host *testbed.Host, address, name string) *grpc.ClientConn {
 	t.Helper()
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(c.authorities) {
 		t.Fatal("no authority")
 	}
-	config := &tls.Config{RootCAs: pool, ServerName: serverName, Certificates: certificates}
+	config := &tls.Config{RootCAs: pool, ServerName: name}
 	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (conn net.Conn, err error) {
 			err = host.Do(func() error {

@@ -32,8 +32,9 @@ type Options struct {
 	// certificates count.
 	Tokens authenticationv1client.TokenReviewInterface
 	Rights authorizationv1client.SubjectAccessReviewInterface
-	// Audience is what tokens must be issued for.
-	Audience string
+	// Audience is what tokens must be issued for, AgentAudience what those that are
+	// shown to agents.
+	Audience, AgentAudience string
 	// AgentAccount is the user name of the agents' service account.
 	AgentAccount string
 	// SetProblems is told what is wrong with reviews, and that nothing is. It may
@@ -111,7 +112,7 @@ func (a *Authenticator) authenticate(ctx context.Context) (access.Caller, error)
 		if !ok {
 			return access.Caller{}, access.Deny(codes.Unauthenticated, access.ReasonTokenMalformed, "the authorization header must be of the form \"Bearer TOKEN\"")
 		}
-		return a.review(ctx, token)
+		return a.review(ctx, token, a.Audience)
 	case len(info.State.VerifiedChains) > 0:
 		return access.Certified(info.State.VerifiedChains[0][0].Subject), nil
 	}
@@ -124,6 +125,9 @@ func host(ctx context.Context) string {
 	p, ok := peer.FromContext(ctx)
 	if !ok || p.Addr == nil {
 		return "unknown"
+	}
+	if p.Addr.Network() == "unix" {
+		return "unix socket"
 	}
 	if host, _, err := net.SplitHostPort(p.Addr.String()); err == nil {
 		return host

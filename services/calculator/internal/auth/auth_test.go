@@ -62,7 +62,7 @@ func agentOf(node string) func(*authenticationv1.TokenReviewStatus) {
 func newServer() *server {
 	core, logs := observer.New(zap.InfoLevel)
 	s := &server{answer: agentOf("n1"), logs: logs}
-	s.Authenticator = New(Options{Tokens: tokenReviews{s}, Rights: accessReviews{s}, Audience: "here", AgentAccount: agentUser, Log: zap.New(core),
+	s.Authenticator = New(Options{Tokens: tokenReviews{s}, Rights: accessReviews{s}, Audience: "here", AgentAudience: "agents", AgentAccount: agentUser, Log: zap.New(core),
 		Registry: prometheus.NewRegistry(), SetProblems: func(found []problem.Problem) { s.problems = found }})
 	return s
 }

@@ -25,26 +25,26 @@ const (
 // was deleted may still connect.
 const tokenFreshFor = 10 * time.Minute
 
-// review finds out whose token it is.
-func (a *Authenticator) review(ctx context.Context, token string) (access.Caller, error) {
+// review finds out whose token it is, which was issued for an audience.
+func (a *Authenticator) review(ctx context.Context, token, audience string) (access.Caller, error) {
 	if a.Tokens == nil {
 		return access.Caller{}, access.Deny(codes.Unauthenticated, access.ReasonNoReviewer,
 			"this calculator reads no API server, so nobody can review a token; show a certificate")
 	}
 	now := time.Now()
-	c, err := screen(token, a.Audience, now)
+	c, err := screen(token, audience, now)
 	if err != nil {
 		return access.Caller{}, err
 	}
-	caller, err := a.tokens.get(ctx, sha256.Sum256([]byte(token)), func(ctx context.Context) (verdict[access.Caller], error) {
-		return a.reviewToken(ctx, token, c.expires())
+	caller, err := a.tokens.get(ctx, sha256.Sum256([]byte(audience+"\x00"+token)), func(ctx context.Context) (verdict[access.Caller], error) {
+		return a.reviewToken(ctx, token, audience, c.expires())
 	})
 	return caller, err
 }
 
-func (a *Authenticator) reviewToken(ctx context.Context, token string, expires time.Time) (verdict[access.Caller], error) {
+func (a *Authenticator) reviewToken(ctx context.Context, token, audience string, expires time.Time) (verdict[access.Caller], error) {
 	review, err := a.Tokens.Create(ctx, &authenticationv1.TokenReview{
-		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{a.Audience}},
+		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{audience}},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		a.metrics.reviews.WithLabelValues("token", "failed").Inc()
@@ -63,9 +63,9 @@ func (a *Authenticator) reviewToken(ctx context.Context, token string, expires t
 			why = "it says nothing more"
 		}
 		return reject(access.ReasonTokenRejected, "the API server does not accept the token: %s", why)
-	case !slices.Contains(status.Audiences, a.Audience):
+	case !slices.Contains(status.Audiences, audience):
 		// The API server knows nothing of audiences, or of this one.
-		return reject(access.ReasonForeignAudience, "the API server takes the token for one for %q, not for %q", status.Audiences, a.Audience)
+		return reject(access.ReasonForeignAudience, "the API server takes the token for one for %q, not for %q", status.Audiences, audience)
 	}
 	a.metrics.reviews.WithLabelValues("token", "accepted").Inc()
 	return verdict[access.Caller]{value: a.identify(status.User), fresh: earlier(now.Add(tokenFreshFor), expires), last: expires}, nil

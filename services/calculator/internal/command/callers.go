@@ -17,21 +17,24 @@ import (
 
 // callerFlags are the flags about who may call.
 type callerFlags struct {
-	audience     string
-	agentAccount string
+	audience      string
+	agentAudience string
+	agentAccount  string
 
 	agentUser string // of agentAccount
 }
 
 func (f *callerFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.audience, "token-audience", "millrace-calculator", "audience that callers' tokens must be issued for")
+	flags.StringVar(&f.agentAudience, "agent-token-audience", "millrace-agent", "audience that tokens must be issued for which are shown to agents")
 	flags.StringVar(&f.agentAccount, "agent-account", "millrace-system:millrace-agent", "service account of the agents, NAMESPACE:NAME")
 }
 
 // check tells what is wrong with the values.
 func (f *callerFlags) check(o *options) (err error) {
-	if f.audience == "" {
-		return fmt.Errorf("--token-audience must not be empty")
+	if f.audience == "" || f.agentAudience == "" || f.audience == f.agentAudience {
+		// An agent could else show calculators what was shown to it.
+		return fmt.Errorf("--token-audience and --agent-token-audience: %q and %q must be two different names", f.audience, f.agentAudience)
 	}
 	if f.agentUser, err = auth.ServiceAccount(f.agentAccount); err != nil {
 		return fmt.Errorf("--agent-account: %w", err)
@@ -52,7 +55,7 @@ func (o *options) plaintext() bool {
 // API server only certificates count.
 func (c *calculator) newAuthenticator(config *rest.Config, log *zap.Logger) (*auth.Authenticator, error) {
 	options := auth.Options{
-		Audience: c.options.callers.audience, AgentAccount: c.options.callers.agentUser,
+		Audience: c.options.callers.audience, AgentAudience: c.options.callers.agentAudience, AgentAccount: c.options.callers.agentUser,
 		SetProblems: func(found []problem.Problem) { c.pipeline.SetProblems("credentials", found) },
 		Log:         log, Registry: c.registry,
 	}
@@ -64,6 +67,15 @@ func (c *calculator) newAuthenticator(config *rest.Config, log *zap.Logger) (*au
 		options.Tokens, options.Rights = client.AuthenticationV1().TokenReviews(), client.AuthorizationV1().SubjectAccessReviews()
 	}
 	return auth.New(options), nil
+}
+
+// accessService returns what agents ask about who calls them and how they serve.
+func (c *calculator) accessService(callers *auth.Authenticator) *auth.Service {
+	service := &auth.Service{Authenticator: callers}
+	if c.trust != nil && c.trust.Own {
+		service.Sign = c.trust.Sign
+	}
+	return service
 }
 
 // gate returns what stands before the RPCs of --listen. Without TLS nobody can

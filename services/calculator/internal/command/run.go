@@ -154,7 +154,7 @@ func build(o *options, log *zap.Logger) (*calculator, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.servers = newServers(o, callers, c.sync, answers)
+	c.servers = newServers(o, c.accessService(callers), c.sync, answers)
 	return c, nil
 }
 

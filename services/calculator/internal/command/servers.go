@@ -50,7 +50,7 @@ const (
 	minClientPing = 5 * time.Second
 )
 
-func newServers(o *options, callers *auth.Authenticator, sync *publish.Service, calculator *api.Service) *servers {
+func newServers(o *options, callers *auth.Service, sync *publish.Service, calculator *api.Service) *servers {
 	s := &servers{health: health.NewServer()}
 	// Agents are served once the source has been read in whole; questions are
 	// answered from the start.
@@ -75,13 +75,14 @@ func newServers(o *options, callers *auth.Authenticator, sync *publish.Service, 
 		)...)
 		dataplanev1.RegisterSyncServiceServer(server, sync)
 		calculatorv1.RegisterCalculatorServiceServer(server, calculator)
+		calculatorv1.RegisterAccessServiceServer(server, callers)
 		healthv1.RegisterHealthServer(server, s.health)
 		channelz.RegisterChannelzServiceToServer(server)
 		reflection.Register(server) // v1 and v1alpha
 		return server
 	}
 	if o.listen != "" {
-		s.tcp = build(o.credentials, o.gate(callers))
+		s.tcp = build(o.credentials, o.gate(callers.Authenticator))
 	}
 	if o.socket != "" {
 		s.unix = build(insecure.NewCredentials(), callers.Local())

@@ -7,6 +7,7 @@ package trust
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -122,6 +123,12 @@ func (f *Flags) Announcement() types.NamespacedName {
 
 // Certificate returns what to show to agents.
 func (k *Keeper) Certificate() (*tls.Certificate, error) { return k.authority.Certificate() }
+
+// Sign signs a certificate by which somebody else serves under a name; only with
+// an authority of the calculators' own.
+func (k *Keeper) Sign(public crypto.PublicKey, name string) ([]*x509.Certificate, error) {
+	return k.authority.Sign(public, name)
+}
 
 // look has everything looked at soon.
 func (k *Keeper) look() {

@@ -15,6 +15,7 @@ package authority
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -236,6 +237,21 @@ func (a *Authority) Certificate() (*tls.Certificate, error) {
 		return nil, fmt.Errorf("there is no certificate to serve with: Secret %s has not been read yet", a.Name)
 	}
 	return a.serving, nil
+}
+
+// Sign signs a certificate by which somebody else serves under a name, and
+// returns it with what leads from it to all authorities that are trusted.
+func (a *Authority) Sign(public crypto.PublicKey, name string) ([]*x509.Certificate, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.state == nil {
+		return nil, fmt.Errorf("there is no authority: Secret %s has not been read yet", a.Name)
+	}
+	leaf, err := a.state.current.server(a.Now(), min(servingLifetime, a.Policy.Lifetime/4), public, []string{name}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("signing the certificate of %s: %w", name, err)
+	}
+	return append([]*x509.Certificate{leaf}, a.state.chain()...), nil
 }
 
 // Role is what an authority is used for.

@@ -90,24 +90,7 @@ func (i *issuer) serve(now time.Time, lifetime time.Duration, addresses []net.IP
 	if err != nil {
 		return nil, fmt.Errorf("making the key to serve with: %w", err)
 	}
-	serial, err := serialNumber()
-	if err != nil {
-		return nil, err
-	}
-	end := now.Add(lifetime)
-	if i.certificate.NotAfter.Before(end) {
-		end = i.certificate.NotAfter
-	}
-	leaf, err := sign(&x509.Certificate{
-		SerialNumber: serial,
-		Subject:      pkix.Name{CommonName: announcement.ServerName},
-		NotBefore:    now.Add(-skew),
-		NotAfter:     end,
-		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:     []string{announcement.ServerName, "localhost"},
-		IPAddresses:  addresses,
-	}, i.certificate, key.Public(), i.key)
+	leaf, err := i.server(now, lifetime, key.Public(), []string{announcement.ServerName, "localhost"}, addresses)
 	if err != nil {
 		return nil, fmt.Errorf("signing the certificate to serve with: %w", err)
 	}
@@ -116,6 +99,29 @@ func (i *issuer) serve(now time.Time, lifetime time.Duration, addresses []net.IP
 		chain.Certificate = append(chain.Certificate, bridge.Raw)
 	}
 	return chain, nil
+}
+
+// server signs a server's certificate for these names, the first of which is its
+// common name too, and addresses.
+func (i *issuer) server(now time.Time, lifetime time.Duration, public crypto.PublicKey, names []string, addresses []net.IP) (*x509.Certificate, error) {
+	serial, err := serialNumber()
+	if err != nil {
+		return nil, err
+	}
+	end := now.Add(lifetime)
+	if i.certificate.NotAfter.Before(end) {
+		end = i.certificate.NotAfter
+	}
+	return sign(&x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: names[0]},
+		NotBefore:    now.Add(-skew),
+		NotAfter:     end,
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		DNSNames:     names,
+		IPAddresses:  addresses,
+	}, i.certificate, public, i.key)
 }
 
 func sign(template, parent *x509.Certificate, public crypto.PublicKey, key crypto.Signer) (*x509.Certificate, error) {
