@@ -142,11 +142,9 @@ cluster-down: need-root cluster-programs ## Remove what `make cluster` started
 bench: setup-run test-programs kube-binaries ## Measure against kube-proxy and the bare network (build/bench.json)
 	@go run ./test/cmd/millrace-bench $(ARGS)
 
-.PHONY: images dev-ca
+.PHONY: images
 images: ## Write OCI images of the calculator and the agent to build/images/ (ARCHS="amd64 arm64")
 	@deploy/build-images "$(VERSION)" $(ARCHS)
-dev-ca: setup-run ## Make a certificate authority for development in build/ca
-	@deploy/dev-ca build/ca
 
 .PHONY: clean
 clean: ## Remove what was built in the tree; the cache stays

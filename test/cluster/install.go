@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 )
@@ -17,7 +16,7 @@ func (c *Cluster) overlayDir() string { return c.path("install", "overlays", "cl
 
 // installMillrace applies the overlay.
 func (c *Cluster) installMillrace(ctx context.Context) error {
-	if err := c.writeOverlay(ctx); err != nil {
+	if err := c.writeOverlay(); err != nil {
 		return fmt.Errorf("writing the overlay: %w", err)
 	}
 	if _, err := c.Kubectl(ctx, nil, "apply", "-k", c.overlayDir()); err != nil {
@@ -26,7 +25,7 @@ func (c *Cluster) installMillrace(ctx context.Context) error {
 	return nil
 }
 
-func (c *Cluster) writeOverlay(ctx context.Context) error {
+func (c *Cluster) writeOverlay() error {
 	for _, part := range []string{"base", "components", "overlays"} {
 		if err := os.CopyFS(c.path("install", part), os.DirFS(filepath.Join(c.opts.Source, "deploy", part))); err != nil {
 			return err
@@ -35,19 +34,15 @@ func (c *Cluster) writeOverlay(ctx context.Context) error {
 	if err := os.MkdirAll(c.overlayDir(), 0o755); err != nil {
 		return err
 	}
-	if _, err := output(exec.CommandContext(ctx, filepath.Join(c.opts.Source, "deploy/dev-ca"), filepath.Join(c.overlayDir(), "ca"))); err != nil {
-		return err
-	}
-	var calculators []string
+	calculators := 0
 	for _, n := range c.nodes {
 		if n.controlPlane() {
-			calculators = append(calculators, fmt.Sprintf("%s:7700", bracketed(n.Addresses()[0])))
+			calculators++
 		}
 	}
 	overlay := strings.NewReplacer(
 		"REGISTRY", Registry, "TAG", Tag,
-		"CALCULATORS_LIST", strings.Join(calculators, ","),
-		"REPLICAS", fmt.Sprint(min(2, len(calculators))),
+		"REPLICAS", fmt.Sprint(min(2, calculators)),
 		"API_SERVER", c.ControlPlaneAddress().String(),
 		"CGROUP", cgroup2Mount(),
 	).Replace(overlayText)
@@ -75,21 +70,12 @@ images:
 replicas:
   - {name: millrace-calculator, count: REPLICAS}
 configMapGenerator:
-  - name: millrace-agent
-    behavior: merge
-    literals:
-      - CALCULATORS=CALCULATORS_LIST
   - name: kubernetes-services-endpoint
     literals:
       - KUBERNETES_SERVICE_HOST=API_SERVER
       - KUBERNETES_SERVICE_PORT=6443
 generatorOptions:
   disableNameSuffixHash: true
-secretGenerator:
-  - name: millrace-agent-tls
-    files: [ca.crt=ca/ca.crt, tls.crt=ca/millrace-agent.crt, tls.key=ca/millrace-agent.key]
-  - name: millrace-calculator-tls
-    files: [ca.crt=ca/ca.crt, tls.crt=ca/millrace-calculator.crt, tls.key=ca/millrace-calculator.key]
 patches:
   - target: {kind: DaemonSet, name: millrace-agent}
     patch: |-

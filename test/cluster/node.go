@@ -64,14 +64,6 @@ func (n *Node) PodCIDRs() []netip.Prefix {
 	return all
 }
 
-// bracketed is an address as it stands in front of a port.
-func bracketed(a netip.Addr) string {
-	if a.Is6() {
-		return "[" + a.String() + "]"
-	}
-	return a.String()
-}
-
 func (n *Node) spec() (*node.Spec, error) {
 	programs, err := controlplane.BinDir()
 	if err != nil {

@@ -35,7 +35,7 @@ var (
 	// hostPaths are the directories of nodes that pods may see.
 	hostPaths = []string{"/sys/fs/bpf", "/sys/fs/cgroup", "/var/lib/millrace", "/run/millrace", "/proc/sys/net", "/opt/cni/bin", "/etc/cni/net.d"}
 	// foreignSecrets are made by somebody else.
-	foreignSecrets = []string{"millrace-calculator-tls", "millrace-agent-tls"}
+	foreignSecrets = []string{"millrace-calculator-tls"} // cert-manager
 )
 
 // TestManifestLint holds every rendered workload to what is promised of it.
