@@ -147,8 +147,16 @@ func (r *runtime) sandbox(name string) *testbed.Pod {
 }
 
 // add gives a pod its interface.
-func (r *runtime) add(pod *testbed.Pod) error {
-	list := r.network()
+func (r *runtime) add(pod *testbed.Pod) error { return r.addBy(r.network(), pod) }
+
+// addBefore gives a pod its interface as if the plugin were not installed yet.
+func (r *runtime) addBefore(pod *testbed.Pod) error {
+	list := *r.network()
+	list.Plugins = list.Plugins[:len(list.Plugins)-1]
+	return r.addBy(&list, pod)
+}
+
+func (r *runtime) addBy(list *libcni.NetworkConfigList, pod *testbed.Pod) error {
 	return r.call(pod, func(ctx context.Context, cni *libcni.CNIConfig, conf *libcni.RuntimeConf) error {
 		result, err := cni.AddNetworkList(ctx, list, conf)
 		if err != nil {

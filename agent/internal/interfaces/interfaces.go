@@ -97,6 +97,15 @@ type host interface {
 type Classifier struct {
 	host    host
 	exclude []string
+	// ports are those behind which addresses were found. A bridge forgets who is
+	// silent for five minutes; the port is the pod's all the same.
+	ports map[behind]int
+}
+
+// behind is an address of a bridge's network.
+type behind struct {
+	bridge int
+	addr   netip.Addr
 }
 
 // NewClassifier returns a classifier of the devices of the caller's network
@@ -108,10 +117,10 @@ func NewClassifier(exclude []string) (*Classifier, error) {
 			return nil, fmt.Errorf("pattern %q: %w", pattern, err)
 		}
 	}
-	return &Classifier{host: &netlinkHost{}, exclude: exclude}, nil
+	return &Classifier{host: &netlinkHost{}, exclude: exclude, ports: map[behind]int{}}, nil
 }
 
-// Classify looks at every device. podPrefixes are those from which this node's
+// Classify looks at every device. Only one may look at a time. podPrefixes are those from which this node's
 // pods get addresses.
 func (c *Classifier) Classify(endpoints []Endpoint, podPrefixes []netip.Prefix) (State, error) {
 	links, err := c.host.links()
@@ -168,6 +177,7 @@ func (c *Classifier) Classify(endpoints []Endpoint, podPrefixes []netip.Prefix) 
 		}
 		state.Devices = append(state.Devices, d)
 	}
+	maps.DeleteFunc(c.ports, func(_ behind, port int) bool { return links[port] == nil })
 	slices.SortFunc(state.UplinkAddresses, netip.Addr.Compare)
 	state.UplinkAddresses = slices.Compact(state.UplinkAddresses)
 	return state, nil
@@ -236,9 +246,15 @@ func (c *Classifier) findBy(links map[int]*link, addr netip.Addr) (index, bridge
 	if err != nil {
 		return 0, 0, err.Error()
 	}
+	at := behind{index, addr}
 	if why != "" {
-		return 0, 0, fmt.Sprintf("bridge %s: %s", l.name, why)
+		known := links[c.ports[at]]
+		if known == nil || known.masterIndex != index {
+			return 0, 0, fmt.Sprintf("bridge %s: %s", l.name, why)
+		}
+		port = known.index
 	}
+	c.ports[at] = port
 	if links[port] == nil {
 		return 0, 0, fmt.Sprintf("bridge %s: port %d is gone", l.name, port)
 	}

@@ -6,6 +6,8 @@ import (
 	"context"
 	"sync"
 
+	"google.golang.org/protobuf/proto"
+
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
@@ -16,6 +18,7 @@ type outbox struct {
 	queue  []*dataplanev1.SyncRequest
 	ack    *dataplanev1.Ack
 	report *dataplanev1.Report
+	told   *dataplanev1.Report // last
 	err    error
 	wake   chan struct{}
 }
@@ -32,10 +35,20 @@ func (o *outbox) change(f func()) {
 	}
 }
 
-func (o *outbox) add(r *dataplanev1.SyncRequest)       { o.change(func() { o.queue = append(o.queue, r) }) }
-func (o *outbox) setAck(ack *dataplanev1.Ack)          { o.change(func() { o.ack = ack }) }
-func (o *outbox) setReport(report *dataplanev1.Report) { o.change(func() { o.report = report }) }
-func (o *outbox) fail(err error)                       { o.change(func() { o.err = err }) }
+func (o *outbox) add(r *dataplanev1.SyncRequest) { o.change(func() { o.queue = append(o.queue, r) }) }
+func (o *outbox) setAck(ack *dataplanev1.Ack)    { o.change(func() { o.ack = ack }) }
+
+// setReport leaves out what was told last: a report comes with every
+// acknowledgement, and names every pod.
+func (o *outbox) setReport(report *dataplanev1.Report) {
+	o.change(func() {
+		if o.report = report; o.told != nil && proto.Equal(report, o.told) {
+			o.report = nil
+		}
+	})
+}
+
+func (o *outbox) fail(err error) { o.change(func() { o.err = err }) }
 
 // failure returns the first reason of our own to end the stream.
 func (o *outbox) failure() error {
@@ -72,7 +85,7 @@ func (o *outbox) take() *dataplanev1.SyncRequest {
 		return r
 	case o.report != nil:
 		r := &dataplanev1.SyncRequest{Message: &dataplanev1.SyncRequest_Report{Report: o.report}}
-		o.report = nil
+		o.report, o.told = nil, o.report
 		return r
 	}
 	return nil

@@ -61,6 +61,8 @@ func merge(calculator map[string]told, known endpoints.Known) (merged map[string
 				}
 			}
 		}
+		// What a newer pod was given is no longer an older one's.
+		one.addresses = slices.DeleteFunc(slices.Clone(one.addresses), func(a netip.Addr) bool { return taken[a] != "" })
 		for _, a := range one.addresses {
 			taken[a] = key
 		}

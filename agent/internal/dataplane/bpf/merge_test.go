@@ -60,6 +60,8 @@ func TestMerge(t *testing.T) {
 			want: []string{"default/p u [10.9.0.5] s1", "default/p/eth0 u [10.1.0.5] s1"}},
 		{name: "address of a pod of before", told: map[string]told{"default/old": {"o", addrs("10.1.0.5", "10.1.0.8")}, "default/older": {"oo", addrs("10.1.0.5")}},
 			local: []endpoints.Endpoint{localPod("p", "u", "s1", "10.1.0.5")}, want: []string{"default/old o [10.1.0.8] calculator", "default/p u [10.1.0.5] s1"}},
+		{name: "address given anew", local: []endpoints.Endpoint{localPod("lost", "l", "s0", "10.1.0.5", "10.1.0.6"), localPod("p", "u", "s1", "10.1.0.5")},
+			want: []string{"default/lost l [10.1.0.6] s0", "default/p u [10.1.0.5] s1"}},
 		{name: "ended", told: map[string]told{key: {"u", addrs("10.1.0.5")}}, ended: []endpoints.Ended{gone}},
 		{name: "ended, and a new sandbox", told: map[string]told{key: {"u", addrs("10.1.0.9")}}, ended: []endpoints.Ended{gone},
 			want: []string{"default/p u [10.1.0.9] calculator"}},
