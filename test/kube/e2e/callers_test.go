@@ -49,7 +49,7 @@ type callers struct {
 }
 
 // newCallers makes the agents' pods and accounts that are none of Millrace's, one
-// of which may read everything.
+// of which may read what readers may.
 func (f *fixture) newCallers(ctx context.Context, t *testing.T) *callers {
 	t.Helper()
 	admin, err := f.plane.Clientset()
@@ -66,13 +66,9 @@ func (f *fixture) newCallers(ctx context.Context, t *testing.T) *callers {
 			t.Fatal(err)
 		}
 	}
-	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "millrace-reader"},
-		Rules: []rbacv1.PolicyRule{{Verbs: []string{"get"}, NonResourceURLs: []string{"/millrace.*", "/grpc.*"}}}}
-	if _, err := admin.RbacV1().ClusterRoles().Create(ctx, role, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	binding := &rbacv1.ClusterRoleBinding{ObjectMeta: role.ObjectMeta,
-		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
+	const role = "millrace-reader" // of deploy/
+	binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: role},
+		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
 		Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: "default", Name: readerAccount}}}
 	if _, err := admin.RbacV1().ClusterRoleBindings().Create(ctx, binding, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)

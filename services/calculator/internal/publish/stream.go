@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/millrace-project/millrace/proto/access"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
@@ -170,8 +171,9 @@ func (st *stream) send() error {
 	}
 	st.state.Store(node)
 	defer detach(st)
+	caller, _ := access.CallerOf(st.context())
 	st.service.Log.Info("stream opened", zap.String("node", st.node), zap.String("peer", st.peer),
-		zap.String("agentVersion", hello.GetAgentVersion()))
+		zap.Stringer("caller", caller), zap.String("agentVersion", hello.GetAgentVersion()))
 
 	if err := st.welcome(); err != nil {
 		return err
