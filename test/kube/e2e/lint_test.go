@@ -48,6 +48,9 @@ func TestManifestLint(t *testing.T) {
 			if len(list) == 0 {
 				t.Fatal("no workload")
 			}
+			if name == "base" && strings.Contains(strings.Join(objects, ""), "secretName:") {
+				t.Error("the ordinary installation needs a Secret")
+			}
 			for _, w := range list {
 				for _, fault := range append(podFaults(w), secretFaults(w)...) {
 					t.Errorf("%s %s: %s", w.Kind, w.Name, fault)
