@@ -90,16 +90,20 @@ lint: setup-build tools ## Check formatting, go vet, staticcheck, buf, shellchec
 test: ## Run everything that CI tests, and print a table of it
 	@.ci/test
 
-.PHONY: test-unit test-bpf test-e2e test-kube test-deploy test-reliability test-kernels record-instructions soak
+.PHONY: test-unit test-bpf test-e2e test-kube test-cluster test-deploy test-reliability test-kernels record-instructions soak
 test-unit: $(TESTREPORT) ## Test what needs neither root nor a kernel feature
 	@{ go test -json $(TESTFLAGS) ./proto/... ./calc/... ./services/... ./agent/... ; \
 	(cd .ci/tools && GOWORK=off go test -json $(TESTFLAGS) ./testreport) ; } | $(TESTREPORT) stage unit
 test-bpf: setup-run $(TESTREPORT) ## Test the BPF programs against this kernel (root)
 	@go test -json -count 1 -p 1 $(TESTFLAGS) ./bpf/... | $(TESTREPORT) stage bpf
 test-e2e: setup-run test-programs $(TESTREPORT) ## Test real traffic in clusters of namespaces (root)
-	@go test -json -count 1 -p 1 -timeout 15m $(TESTFLAGS) $$(go list ./test/... | grep -Ev '/test/(kube|reliability|kernels)') | $(TESTREPORT) stage e2e
+	@go test -json -count 1 -p 1 -timeout 15m $(TESTFLAGS) $$(go list ./test/... | grep -Ev '/test/(kube|reliability|kernels|cluster)') | $(TESTREPORT) stage e2e
 test-kube: setup-run test-programs kube-binaries $(TESTREPORT) ## Test against a real kube-apiserver and etcd (root)
 	@go test -json -count 1 -p 1 -timeout 15m $(TESTFLAGS) ./test/kube/... | $(TESTREPORT) stage kube
+test-cluster: need-root setup-cluster test-programs cluster-binaries cluster-programs $(TESTREPORT) ## Test on a real cluster of three nodes, which all packages share (root)
+	@trap 'bin/millrace-cluster down --name ci' EXIT; \
+	bin/millrace-cluster up --name ci >build/cluster.log 2>&1 || { cat build/cluster.log >&2; exit 1; }; \
+	MILLRACE_CLUSTER=ci go test -json -count 1 -p 1 -timeout 20m $(TESTFLAGS) ./test/cluster/... | $(TESTREPORT) stage cluster
 test-reliability: setup-run test-programs kube-binaries $(TESTREPORT) ## Test restarts, faults, skew and growth under traffic, at CI's size (root)
 	@go test -json -count 1 -p 1 -timeout 20m $(TESTFLAGS) ./test/reliability/... | $(TESTREPORT) stage reliability
 test-kernels: setup-run setup-guest guest-kernels test-programs $(TESTREPORT) ## Test on other kernels, each in a virtual machine

@@ -55,6 +55,7 @@ type Cluster struct {
 	opts  Options
 	nodes []*Node
 	began time.Time
+	took  time.Duration
 	// port is where the API server is reached on the machine's loopback.
 	port uint16
 }
@@ -122,6 +123,7 @@ func Start(ctx context.Context, opts Options) (*Cluster, error) {
 	if err := c.start(ctx); err != nil {
 		return c, err
 	}
+	c.took = time.Since(c.began)
 	return c, c.save()
 }
 
@@ -197,10 +199,12 @@ func (c *Cluster) say(format string, args ...any) {
 type state struct {
 	Options Options
 	Port    uint16
+	// Took is how long the start took; zero if it did not end.
+	Took time.Duration
 }
 
 func (c *Cluster) save() error {
-	data, err := json.MarshalIndent(state{Options: c.opts, Port: c.port}, "", "  ")
+	data, err := json.MarshalIndent(state{Options: c.opts, Port: c.port, Took: c.took}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("writing the cluster's state: %w", err)
 	}
@@ -223,7 +227,7 @@ func Attach(name string) (*Cluster, error) {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return nil, fmt.Errorf("reading the state of cluster %s: %w", name, err)
 	}
-	c := &Cluster{opts: s.Options, port: s.Port, began: time.Now()}
+	c := &Cluster{opts: s.Options, port: s.Port, took: s.Took, began: time.Now()}
 	c.opts.Progress = io.Discard
 	for i := range s.Options.Nodes {
 		c.nodes = append(c.nodes, newNode(c, i+1))
@@ -236,3 +240,7 @@ func (c *Cluster) Options() Options { return c.opts }
 
 // Nodes returns the nodes in the order of their names.
 func (c *Cluster) Nodes() []*Node { return c.nodes }
+
+// StartTook is how long the cluster took to start until every pod ran; zero if
+// it did not come that far.
+func (c *Cluster) StartTook() time.Duration { return c.took }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -153,8 +154,32 @@ func (n *Node) Exec(ctx context.Context, args ...string) (string, error) {
 // Kill ends one of the node's services, kubelet or containerd, with SIGKILL; it
 // is started again a second later.
 func (n *Node) Kill(ctx context.Context, service string) error {
-	_, err := n.Exec(ctx, "sh", "-c", "kill -9 $(cat "+node.ServiceDir+"/"+service+")")
+	pid, err := n.ServicePID(service)
+	if err != nil {
+		return err
+	}
+	if pid == 0 {
+		return fmt.Errorf("%s of %s does not run", service, n.Name)
+	}
+	_, err = n.Exec(ctx, "kill", "-9", strconv.Itoa(pid))
 	return err
+}
+
+// ServicePID returns the process of one of the node's services, as the node
+// numbers it, or zero while it does not run.
+func (n *Node) ServicePID(service string) (int, error) {
+	root, err := n.initPID()
+	if err != nil {
+		return 0, err
+	}
+	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(root), "root", node.ServiceDir, service))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(string(data))
 }
 
 // initPID finds the first process of the node.

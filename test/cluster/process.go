@@ -48,7 +48,7 @@ func (c *Cluster) startProcess(name, netns string, args ...string) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting %s: %w", name, err)
 	}
-	go cmd.Wait() //nolint:errcheck // only so that no zombie stays
+	go cmd.Wait() // so that no zombie stays
 	return os.WriteFile(c.path("run", name), []byte(strconv.Itoa(cmd.Process.Pid)), 0o644)
 }
 

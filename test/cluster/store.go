@@ -99,7 +99,7 @@ func fillStore(ctx context.Context, dir string, images []image) (err error) {
 	defer func() {
 		// It closes its databases.
 		err = errors.Join(err, containerd.Process.Signal(syscall.SIGTERM))
-		containerd.Wait() //nolint:errcheck // says only how it was ended
+		containerd.Wait()
 	}()
 	ctr := func(ctx context.Context, args ...string) error {
 		_, err := output(exec.CommandContext(ctx, "ctr", append([]string{"--address=" + socket, "-n", "k8s.io"}, args...)...))

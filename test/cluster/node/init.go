@@ -113,8 +113,9 @@ func (s *Service) start() (pid int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("starting %s: %w", s.Name, err)
 	}
-	if err := os.WriteFile(s.pidFile(), []byte(strconv.Itoa(process.Pid)), 0o644); err != nil {
+	pid = process.Pid // Release forgets it
+	if err := os.WriteFile(s.pidFile(), []byte(strconv.Itoa(pid)), 0o644); err != nil {
 		return 0, err
 	}
-	return process.Pid, process.Release()
+	return pid, process.Release()
 }

@@ -49,7 +49,7 @@ func run(args []string) error {
 			return relay(args[1], args[2], args[3])
 		}
 	}
-	return errors.New("usage: millrace-cluster up [flags] | down [--name NAME] | exec [--name NAME] NODE COMMAND...")
+	return errors.New("usage: millrace-cluster up [flags] | down [--name NAME] | exec [--name NAME] NODE COMMAND [ARGUMENT]")
 }
 
 func up(args []string) error {
@@ -96,7 +96,7 @@ func execute(args []string) error {
 		return err
 	}
 	if flags.NArg() < 2 {
-		return errors.New("usage: millrace-cluster exec [--name NAME] NODE COMMAND...")
+		return errors.New("usage: millrace-cluster exec [--name NAME] NODE COMMAND [ARGUMENT]")
 	}
 	c, err := cluster.Attach(*name)
 	if err != nil {
@@ -119,7 +119,7 @@ func execute(args []string) error {
 // join becomes a program inside a cgroup and a network namespace.
 func join(args []string) error {
 	if len(args) < 3 {
-		return errors.New("usage: millrace-cluster join CGROUP NETNS PROGRAM...")
+		return errors.New("usage: millrace-cluster join CGROUP NETNS PROGRAM [ARGUMENT]")
 	}
 	if err := node.Join(args[0], args[1]); err != nil {
 		return err
@@ -155,10 +155,10 @@ func relay(listen, netns, target string) error {
 			}
 			defer up.Close()
 			go func() {
-				io.Copy(up, down) //nolint:errcheck // either end may go at any time
+				io.Copy(up, down) // either end may go at any time
 				up.Close()
 			}()
-			io.Copy(down, up) //nolint:errcheck // as above
+			io.Copy(down, up)
 		}()
 	}
 }
