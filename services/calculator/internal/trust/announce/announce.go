@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 
@@ -143,6 +144,9 @@ func addressesOf(pod *corev1.Pod, port uint16) []string {
 	var addresses []string
 	for _, ip := range ips {
 		// What is wrong with an address is the kubelet's matter; it is left out.
+		if _, err := netip.ParseAddr(ip); err != nil {
+			continue
+		}
 		if address, err := announcement.ParseAddress(net.JoinHostPort(ip, strconv.Itoa(int(port)))); err == nil {
 			addresses = append(addresses, address)
 		}
