@@ -44,6 +44,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"--bpf-dir=relative"}, []string{"--bpf-dir", "absolute"}},
 		{[]string{"--tls-cert=/x"}, []string{"--tls-cert", "--tls-key", "together"}},
 		{[]string{"--tls-client-ca=/x"}, []string{"--tls-client-ca needs"}},
+		{[]string{"--calculators-dir=relative"}, []string{"--calculators-dir", "absolute"}},
+		{[]string{"--calculators-dir=/proc/self/cmdline"}, []string{"--calculators-dir", "no directory"}},
 		{[]string{"--tls-server-name=x"}, []string{"--tls-server-name needs --tls-ca"}},
 		{[]string{"--tls-ca=/nonexistent", "--calculator=192.0.2.1:7700"}, []string{"--tls-ca", "no such file"}},
 		{[]string{"--snat-ports=5"}, []string{"--snat-ports", "FIRST-LAST"}},
