@@ -177,8 +177,9 @@ func (r *runtime) addBy(list *libcni.NetworkConfigList, pod *testbed.Pod) error 
 	})
 }
 
-func (r *runtime) del(pod *testbed.Pod) error {
-	list := r.network()
+func (r *runtime) del(pod *testbed.Pod) error { return r.delBy(r.network(), pod) }
+
+func (r *runtime) delBy(list *libcni.NetworkConfigList, pod *testbed.Pod) error {
 	return r.call(pod, func(ctx context.Context, cni *libcni.CNIConfig, conf *libcni.RuntimeConf) error {
 		return cni.DelNetworkList(ctx, list, conf)
 	})

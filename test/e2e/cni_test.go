@@ -401,3 +401,77 @@ func forget(bridge string) error {
 	}
 	return nil
 }
+
+// TestCNIKilled kills the agent again and again while pods come and go: every call
+// succeeds all the same, and nothing is left.
+func TestCNIKilled(t *testing.T) {
+	r := startRuntime(t, "ptp")
+	list := r.network()
+	ctx := harness.Limit(t, 3*time.Minute)
+	before := contents(ctx, t, r.agent)
+	const rounds = 6
+	done := make(chan error, 1)
+	var stay *testbed.Pod
+	pods := make([]*testbed.Pod, rounds)
+	for i := range pods {
+		pods[i] = r.sandbox(fmt.Sprintf("killed-%d", i))
+	}
+	go func() {
+		done <- func() error {
+			for _, pod := range pods {
+				if err := r.addBy(list, pod); err != nil {
+					return fmt.Errorf("ADD of %s: %w", pod.Name, err)
+				}
+				if stay == nil {
+					stay = pod
+					continue
+				}
+				if err := r.delBy(list, pod); err != nil {
+					return fmt.Errorf("DEL of %s: %w", pod.Name, err)
+				}
+			}
+			return nil
+		}()
+	}()
+	kills, failure := 0, error(nil)
+	for running := true; running; {
+		select {
+		case failure = <-done:
+			running = false
+		case <-time.After(time.Duration(50+40*(kills%7)) * time.Millisecond):
+			r.kill()
+			if err := r.agent.Start(); err != nil {
+				t.Fatal(err)
+			}
+			kills++
+		}
+	}
+	if failure != nil {
+		t.Fatalf("after %d kills: %v", kills, failure)
+	}
+	t.Logf("the agent was killed %d times", kills)
+	if kills == 0 {
+		t.Fatal("the agent was not killed once")
+	}
+	r.known(stay, "cni")
+	if err := r.check(stay); err != nil {
+		t.Fatalf("CHECK: %v", err)
+	}
+	if err := r.del(stay); err != nil {
+		t.Fatal(err)
+	}
+	for name := range r.endpoints() {
+		if strings.HasPrefix(name, "killed") {
+			t.Errorf("endpoint %s is left", name)
+		}
+	}
+	err := testbed.Eventually(ctx, func() error {
+		if after := contents(ctx, t, r.agent); !slices.Equal(before, after) {
+			return fmt.Errorf("the maps hold\n%s\nand held before\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
