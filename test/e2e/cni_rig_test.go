@@ -185,6 +185,13 @@ func (r *runtime) delBy(list *libcni.NetworkConfigList, pod *testbed.Pod) error 
 	})
 }
 
+// delLast calls only the plugin's own DEL: what the others made is still there.
+func (r *runtime) delLast(pod *testbed.Pod) error {
+	list := *r.network()
+	list.Plugins = list.Plugins[len(list.Plugins)-1:]
+	return r.delBy(&list, pod)
+}
+
 func (r *runtime) check(pod *testbed.Pod) error {
 	list := r.network()
 	return r.call(pod, func(ctx context.Context, cni *libcni.CNIConfig, conf *libcni.RuntimeConf) error {

@@ -115,6 +115,7 @@ func TestCNIAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.killCalculator()
+	before := contents(harness.Limit(t, 20*time.Second), t, r.agent)
 	first := r.sandbox("first")
 	if err := r.add(first); err != nil {
 		t.Fatal(err)
@@ -124,11 +125,18 @@ func TestCNIAlone(t *testing.T) {
 	r.known(first, "cni") // by what was kept
 	r.reach(first, service)
 	device := r.endpoints()["first"].GetDevice()
-	if err := r.del(first); err != nil {
+	if len(r.flows(first.IPv4)) == 0 {
+		t.Fatal("the pod's packets were not tracked")
+	}
+	// The device is still there: its programs must go all the same.
+	if err := r.delLast(first); err != nil {
 		t.Fatal(err)
 	}
 	if e := r.endpoints()["first"]; e != nil || len(r.flows(first.IPv4)) > 0 {
 		t.Fatalf("after DEL: %v, flows %v", e, r.flows(first.IPv4))
+	}
+	if after := contents(harness.Limit(t, 20*time.Second), t, r.agent); !slices.Equal(before, after) {
+		t.Fatalf("after DEL the maps hold\n%s\nand held before\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
 	}
 	status, err := r.agent.GetStatus(harness.Limit(t, 20*time.Second), &agentv1.GetStatusRequest{})
 	if err != nil {
@@ -138,6 +146,9 @@ func TestCNIAlone(t *testing.T) {
 		if attachment.GetTarget() == device {
 			t.Fatalf("after DEL: %v", attachment)
 		}
+	}
+	if err := r.del(first); err != nil {
+		t.Fatalf("DEL once more: %v", err)
 	}
 }
 
