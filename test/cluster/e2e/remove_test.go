@@ -39,7 +39,8 @@ func TestRemove(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	newEcho(t, c).check(t)
+	// What the subtest made is gone when it ends.
+	t.Run("Frontends", func(t *testing.T) { newEcho(t, c).check(t) })
 
 	processes := processesOf(t, name)
 	programs := pinnedPrograms(t, processes)
