@@ -30,6 +30,9 @@ type Service struct {
 	Ports []Port
 	// Endpoints that answer.
 	Endpoints []Endpoint
+	// Affinity is for how many seconds a client keeps its endpoint; 0 for not at
+	// all.
+	Affinity int32
 }
 
 // Port is a port of a Service.
@@ -167,6 +170,10 @@ func (s Service) Object() *corev1.Service {
 		if port.NodePort != 0 {
 			spec.Type = corev1.ServiceTypeNodePort
 		}
+	}
+	if s.Affinity > 0 {
+		spec.SessionAffinity = corev1.ServiceAffinityClientIP
+		spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &s.Affinity}}
 	}
 	for _, addr := range s.ExternalIPs {
 		spec.ExternalIPs = append(spec.ExternalIPs, addr.String())

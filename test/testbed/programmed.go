@@ -24,6 +24,24 @@ type frontendID struct {
 
 func (f frontendID) String() string { return fmt.Sprintf("%s/%s", f.address, f.protocol) }
 
+// frontend is what a frontend is to be, or is.
+type frontend struct {
+	backends []string // sorted
+	affinity uint32   // seconds
+}
+
+func (f frontend) String() string {
+	text := fmt.Sprintf("backends %v", f.backends)
+	if f.affinity > 0 {
+		text += fmt.Sprintf(" and affinity for %d s", f.affinity)
+	}
+	return text
+}
+
+func (f frontend) equals(other frontend) bool {
+	return slices.Equal(f.backends, other.backends) && f.affinity == other.affinity
+}
+
 // WaitServices waits until the kernel of the agent's node holds exactly the
 // frontends and backends of each of the services.
 func (a *Agent) WaitServices(ctx context.Context, services ...Service) error {
@@ -68,9 +86,9 @@ func (a *Agent) CheckService(ctx context.Context, service Service) error {
 		return err
 	}
 	want := a.wantFrontends(service)
-	for id, backends := range want {
-		if actual, ok := got[id]; !ok || !slices.Equal(actual, backends) {
-			return fmt.Errorf("service %s: frontend %v has backends %v, want %v", service.Name, id, actual, backends)
+	for id, wanted := range want {
+		if actual, ok := got[id]; !ok || !actual.equals(wanted) {
+			return fmt.Errorf("service %s: frontend %v has %s, want %s", service.Name, id, actual, wanted)
 		}
 	}
 	for id := range got {
@@ -83,8 +101,8 @@ func (a *Agent) CheckService(ctx context.Context, service Service) error {
 
 // wantFrontends are those the agent's node is to have, but for the node ports
 // on loopback.
-func (a *Agent) wantFrontends(service Service) map[frontendID][]string {
-	want := map[frontendID][]string{}
+func (a *Agent) wantFrontends(service Service) map[frontendID]frontend {
+	want := map[frontendID]frontend{}
 	families := service.families()
 	for _, port := range service.Ports {
 		add := func(addr netip.Addr, number uint16) {
@@ -101,7 +119,7 @@ func (a *Agent) wantFrontends(service Service) map[frontendID][]string {
 				}
 			}
 			slices.Sort(backends)
-			want[frontendID{netip.AddrPortFrom(addr, number), port.protocol()}] = backends
+			want[frontendID{netip.AddrPortFrom(addr, number), port.protocol()}] = frontend{backends, uint32(service.Affinity)}
 		}
 		for _, addr := range slices.Concat(service.ClusterIPs, service.ExternalIPs, service.LoadBalancerIPs) {
 			add(addr, port.Port)
@@ -115,12 +133,12 @@ func (a *Agent) wantFrontends(service Service) map[frontendID][]string {
 }
 
 // frontends are those the kernel has of a service, with sorted backends.
-func (a *Agent) frontends(ctx context.Context, service Service) (map[frontendID][]string, error) {
+func (a *Agent) frontends(ctx context.Context, service Service) (map[frontendID]frontend, error) {
 	stream, err := a.ListServices(ctx, &agentv1.ListServicesRequest{Namespace: service.namespace(), Name: service.Name})
 	if err != nil {
 		return nil, err
 	}
-	frontends := map[frontendID][]string{}
+	frontends := map[frontendID]frontend{}
 	for {
 		answer, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -129,13 +147,13 @@ func (a *Agent) frontends(ctx context.Context, service Service) (map[frontendID]
 		if err != nil {
 			return nil, err
 		}
-		for _, frontend := range answer.GetFrontends() {
-			addr, err := netip.ParseAddr(frontend.GetAddress())
+		for _, listed := range answer.GetFrontends() {
+			addr, err := netip.ParseAddr(listed.GetAddress())
 			if err != nil {
 				return nil, fmt.Errorf("service %s: frontend: %w", service.Name, err)
 			}
 			backends := []string{}
-			for _, backend := range frontend.GetBackends() {
+			for _, backend := range listed.GetBackends() {
 				ip, err := netip.ParseAddr(backend.GetAddress())
 				if err != nil {
 					return nil, fmt.Errorf("service %s: backend: %w", service.Name, err)
@@ -143,7 +161,8 @@ func (a *Agent) frontends(ctx context.Context, service Service) (map[frontendID]
 				backends = append(backends, netip.AddrPortFrom(ip, uint16(backend.GetPort())).String())
 			}
 			slices.Sort(backends)
-			frontends[frontendID{netip.AddrPortFrom(addr, uint16(frontend.GetPort())), protocolName(frontend.GetProtocol())}] = backends
+			id := frontendID{netip.AddrPortFrom(addr, uint16(listed.GetPort())), protocolName(listed.GetProtocol())}
+			frontends[id] = frontend{backends, listed.GetAffinitySeconds()}
 		}
 	}
 }
