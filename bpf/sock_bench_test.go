@@ -44,6 +44,11 @@ func BenchmarkHooks(b *testing.B) {
 			r.service(layout.ProtoTCP, f, 0, tcp)
 			r.service(layout.ProtoUDP, f, 0, udp)
 		}
+		// Of these the client keeps the one backend that answers.
+		sticky := map[int]netip.AddrPort{}
+		for _, n := range []int{1, 10, 5000} {
+			sticky[n] = r.sticky(n, netip.AddrPortFrom(c.frontend(n).Addr(), 81), tcp)
+		}
 		stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 		if err != nil {
 			b.Fatal(err)
@@ -51,6 +56,10 @@ func BenchmarkHooks(b *testing.B) {
 		for _, t := range []target{
 			{"tcp/service", unix.SOCK_STREAM, func(i int) netip.AddrPort { return c.frontend(i % services) }},
 			{"tcp/other", unix.SOCK_STREAM, func(int) netip.AddrPort { return tcp }},
+			{"tcp/one-service", unix.SOCK_STREAM, func(int) netip.AddrPort { return c.frontend(5) }},
+			{"tcp/affinity-1", unix.SOCK_STREAM, func(int) netip.AddrPort { return sticky[1] }},
+			{"tcp/affinity-10", unix.SOCK_STREAM, func(int) netip.AddrPort { return sticky[10] }},
+			{"tcp/affinity-5000", unix.SOCK_STREAM, func(int) netip.AddrPort { return sticky[5000] }},
 			{"udp/service", unix.SOCK_DGRAM, func(i int) netip.AddrPort { return c.frontend(i % services) }},
 			{"udp/other", unix.SOCK_DGRAM, func(int) netip.AddrPort { return udp }},
 		} {
@@ -101,4 +110,26 @@ func BenchmarkHooks(b *testing.B) {
 		}
 		stats.Close()
 	}
+}
+
+// sticky programs a service with affinity of which this namespace keeps the
+// backend that answers, among n.
+func (r *sockRig) sticky(n int, frontend, answers netip.AddrPort) netip.AddrPort {
+	r.Helper()
+	r.affinity = 3600
+	defer func() { r.affinity = 0 }()
+	r.service(layout.ProtoTCP, frontend.String(), 0, answers)
+	family := unix.AF_INET
+	if frontend.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	if err := unix.Connect(socket(r, family, unix.SOCK_STREAM), sockaddr(family, frontend)); err != nil {
+		r.Fatal(err)
+	}
+	backends := []netip.AddrPort{answers}
+	for port := uint16(1); len(backends) < n; port++ {
+		backends = append(backends, netip.AddrPortFrom(answers.Addr().Next(), port))
+	}
+	r.id-- // the same service, with more backends
+	return r.service(layout.ProtoTCP, frontend.String(), 0, backends...)
 }

@@ -40,7 +40,7 @@ type tcPodIngressAffinityV4 struct {
 		W [1]uint32
 	}
 	BackendPort uint16
-	Pad         uint16
+	Offset      uint16
 	Used        uint32
 }
 
@@ -51,7 +51,7 @@ type tcPodIngressAffinityV6 struct {
 		W [4]uint32
 	}
 	BackendPort uint16
-	Pad         uint16
+	Offset      uint16
 	Used        uint32
 }
 

@@ -52,7 +52,7 @@ func (k AffinityKey[A]) String() string {
 type Affinity[A IP] struct {
 	BackendAddr A
 	BackendPort Be16
-	Pad         uint16
+	Offset      uint16 // where in the service's range it stood last
 	Used        uint32 // when the client connected last, in ticks
 }
 

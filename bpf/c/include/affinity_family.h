@@ -41,11 +41,22 @@ __noinline __u32 FAM(backend_find)(__u32 first, __u32 count, const struct FAM(ba
 }
 
 /* Where in the frontend's range the backend of an affinity stands; the number of backends if nowhere. */
-static __always_inline __u32 FAM(affinity_find)(const struct FAM(affinity) *a, const struct frontend *f)
+static __always_inline __u32 FAM(affinity_find)(struct FAM(affinity) *a, const struct frontend *f)
 {
 	struct FAM(backend) had = { .addr = a->backend_addr, .port = a->backend_port };
+	__u32 at = a->offset;
+	__u32 index = f->first_backend + at;
+	const struct FAM(backend) *b;
 
-	return FAM(backend_find)(f->first_backend, f->backend_count, &had);
+	if (likely(at < f->backend_count)) {
+		b = bpf_map_lookup_elem(&FAM(backends), &index);
+		if (b && b->port == had.port && FAM(ip_equal)(&b->addr, &had.addr))
+			return at;
+	}
+	at = FAM(backend_find)(f->first_backend, f->backend_count, &had);
+	if (at < f->backend_count)
+		a->offset = at;
+	return at;
 }
 
 /*
@@ -84,6 +95,7 @@ __noinline __u32 FAM(affinity_choose)(const struct FAM(affinity_key) *key, const
 		return at;
 	next.backend_addr = b->addr;
 	next.backend_port = b->port;
+	next.offset = at;
 	next.used = tick;
 	/* Never written in place: a reader could see half of two backends. */
 	if (a) {

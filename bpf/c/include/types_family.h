@@ -52,8 +52,8 @@ struct FAM(affinity_key) {
 struct FAM(affinity) {
 	struct FAM(ip) backend_addr;
 	__be16 backend_port;
-	__u16 pad;
-	__u32 used; /* when the client connected last, in ticks of affinity */
+	__u16 offset; /* where in the service's range it stood last: looked at first */
+	__u32 used;   /* when the client connected last, in ticks of affinity */
 };
 
 /* A socket's dialled service and the backend it got. */
