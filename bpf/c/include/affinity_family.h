@@ -64,17 +64,20 @@ static __always_inline __u32 FAM(affinity_find)(struct FAM(affinity) *a, const s
  * remembers it: the client's own, or that which random says. Returns its place
  * in the frontend's range, which has at least one.
  */
-__noinline __u32 FAM(affinity_choose)(const struct FAM(affinity_key) *key, const struct frontend *f, __u64 now,
+__noinline __u32 FAM(affinity_choose)(const struct FAM(affinity_key) *client, const struct frontend *f, __u64 now,
 				      __u32 random)
 {
+	struct FAM(affinity_key) key;
 	const struct FAM(backend) *b;
 	struct FAM(affinity) *a, next = {};
 	__u32 tick = now >> AFFINITY_TICK_SHIFT;
 	__u32 at, index;
 
-	if (!key || !f)
+	if (!client || !f)
 		return 0;
-	a = bpf_map_lookup_elem(&FAM(affinity), key);
+	/* Some kernels (6.1) take no key from where a global function's argument points to. */
+	key = *client;
+	a = bpf_map_lookup_elem(&FAM(affinity), &key);
 	if (a) {
 		/* Another processor may have used it since this one looked at the clock. */
 		__s32 age = tick - a->used;
@@ -99,13 +102,13 @@ __noinline __u32 FAM(affinity_choose)(const struct FAM(affinity_key) *key, const
 	next.used = tick;
 	/* Never written in place: a reader could see half of two backends. */
 	if (a) {
-		bpf_map_update_elem(&FAM(affinity), key, &next, BPF_ANY);
+		bpf_map_update_elem(&FAM(affinity), &key, &next, BPF_ANY);
 		return at;
 	}
-	if (!bpf_map_update_elem(&FAM(affinity), key, &next, BPF_NOEXIST))
+	if (!bpf_map_update_elem(&FAM(affinity), &key, &next, BPF_NOEXIST))
 		return at;
 	/* The client opens several connections at once; another one's choice holds. */
-	a = bpf_map_lookup_elem(&FAM(affinity), key);
+	a = bpf_map_lookup_elem(&FAM(affinity), &key);
 	if (a) {
 		index = FAM(affinity_find)(a, f);
 		if (index < f->backend_count)
