@@ -280,6 +280,16 @@ func TestCNIChurn(t *testing.T) {
 	r.network()
 	ctx := harness.Limit(t, 10*time.Minute)
 	before := contents(ctx, t, r.agent)
+	status, err := r.agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	attachments := len(status.GetDataplane().GetAttachments())
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", r.agent.Process.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := len(files)
 	took := map[string][]time.Duration{}
 	for i := range rounds {
 		// In turns, so that both see the same machine.
@@ -315,12 +325,14 @@ func TestCNIChurn(t *testing.T) {
 			t.Errorf("%v is left", left)
 		}
 	}
-	status, err := r.agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
-	if err != nil {
+	if status, err = r.agent.GetStatus(ctx, &agentv1.GetStatusRequest{}); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(status.GetDataplane().GetDevices()); n > 4 {
-		t.Errorf("%d devices", n)
+	if n := len(status.GetDataplane().GetAttachments()); n != attachments {
+		t.Errorf("%d attachments, and %d before", n, attachments)
+	}
+	if files, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", r.agent.Process.PID())); len(files) > open+4 {
+		t.Errorf("the agent has %d open files, and had %d before", len(files), open)
 	}
 	if len(status.GetErrors())+len(status.GetProblems()) > 0 {
 		t.Errorf("errors %v, problems %v", status.GetErrors(), status.GetProblems())

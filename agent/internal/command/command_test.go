@@ -55,6 +55,12 @@ func TestUsage(t *testing.T) {
 		{[]string{"preflight", "--without=speed"}, []string{"--without", `"speed"`}},
 		{[]string{"preflight", "-o", "xml"}, []string{"--output", "text or json"}},
 		{[]string{"--uplink-exclude=["}, []string{"--uplink-exclude", `"["`}},
+		{[]string{"--cni-bin-dir=relative"}, []string{"--cni-bin-dir", "absolute"}},
+		{[]string{"--cni-conf-dir=relative"}, []string{"--cni-conf-dir", "absolute"}},
+		{[]string{"--cni-conf-dir=/etc/cni/net.d", "--socket="}, []string{"--cni-conf-dir", "--socket"}},
+		{[]string{"--cni-add-timeout=0s"}, []string{"--cni-add-timeout", "from 1s to 1m"}},
+		{[]string{"--cni-add-timeout=soon"}, []string{"--cni-add-timeout", `"soon" must be a duration`}},
+		{[]string{"cleanup", "--cni-conf-dir=relative"}, []string{"--cni-conf-dir", "absolute"}},
 		{[]string{"cleanup", "--log-level=loud"}, []string{"--log-level"}},
 	} {
 		var out, errs bytes.Buffer
