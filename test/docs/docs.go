@@ -105,6 +105,9 @@ type Runner struct {
 	Settings map[string]string
 	// Env is added to the environment, such as KUBECONFIG and PATH.
 	Env []string
+	// Overlay is added to the overlay that the page has its reader write: patches that
+	// the page leaves to readers whose nodes differ.
+	Overlay string
 	// Node runs a script as root on a node.
 	Node func(ctx context.Context, script string) (output []byte, err error)
 	// Log is told what is run and what it said.
@@ -148,9 +151,27 @@ func (r *Runner) Run(ctx context.Context, b Block) error {
 		}
 		out, err = cmd.CombinedOutput()
 	}
+	if err == nil {
+		err = r.addOverlay()
+	}
 	r.Log("%s\n%s", strings.TrimSpace(b.Script), bytes.TrimSpace(out))
 	if err != nil {
 		return fail(fmt.Errorf("%w: %s", err, bytes.TrimSpace(out)))
 	}
 	return nil
+}
+
+// addOverlay adds Overlay once there is something to add it to.
+func (r *Runner) addOverlay() error {
+	path := filepath.Join(r.Dir, "my-overlay", "kustomization.yaml")
+	if _, err := os.Stat(path); r.Overlay == "" || errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	file, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("adding to the overlay: %w", err)
+	}
+	_, err = file.WriteString(r.Overlay)
+	r.Overlay = ""
+	return errors.Join(err, file.Close())
 }

@@ -111,7 +111,10 @@ func TestBlocks(t *testing.T) {
 }
 
 // TestInstallPage runs docs/install.md on the cluster that the environment names.
-// It has no Millrace on it, and its nodes have the images.
+// It has no Millrace on it, and its nodes have the images. MILLRACE_INSTALL_SETTINGS
+// has values for the page's settings, MILLRACE_INSTALL_NODE the beginning of a
+// command line that runs a program on a node, MILLRACE_INSTALL_OVERLAY what to add
+// to the overlay.
 func TestInstallPage(t *testing.T) {
 	kubeconfig := os.Getenv("MILLRACE_INSTALL_KUBECONFIG")
 	if kubeconfig == "" {
@@ -128,7 +131,7 @@ func TestInstallPage(t *testing.T) {
 	}
 	node := strings.Fields(os.Getenv("MILLRACE_INSTALL_NODE"))
 	r := Runner{Source: source, Dir: t.TempDir(), Settings: settings, Log: t.Logf,
-		Env: []string{"KUBECONFIG=" + kubeconfig}}
+		Overlay: os.Getenv("MILLRACE_INSTALL_OVERLAY"), Env: []string{"KUBECONFIG=" + kubeconfig}}
 	if len(node) > 0 {
 		r.Node = func(ctx context.Context, script string) ([]byte, error) {
 			return exec.CommandContext(ctx, node[0], append(node[1:], "bash", "-euc", script)...).CombinedOutput()
