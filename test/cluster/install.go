@@ -44,14 +44,14 @@ func (c *Cluster) writeOverlay() error {
 		"REGISTRY", Registry, "TAG", Tag,
 		"REPLICAS", fmt.Sprint(min(2, calculators)),
 		"API_SERVER", c.ControlPlaneAddress().String(),
-		"CGROUP", cgroup2Mount(),
+		"CGROUP", Cgroup2Mount(),
 	).Replace(overlayText)
 	return os.WriteFile(filepath.Join(c.overlayDir(), "kustomization.yaml"), []byte(overlay), 0o644)
 }
 
-// cgroup2Mount is where nodes have the hierarchy of version 2: not at the usual
+// Cgroup2Mount is where nodes have the hierarchy of version 2: not at the usual
 // place if there are others of version 1.
-func cgroup2Mount() string {
+func Cgroup2Mount() string {
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
 		return "/sys/fs/cgroup"
 	}
