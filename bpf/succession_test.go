@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/millrace-project/millrace/bpf/layout"
 )
 
 // otherObjects have other layouts of almost all maps: a field more at the
@@ -322,5 +324,31 @@ func TestSourcePortsOfGenerations(t *testing.T) {
 			}
 			after.behind = true
 		}
+	}
+}
+
+// TestAffinityOutlivesLayouts changes the layouts of other maps under clients
+// that keep a backend: both generations use one map of them.
+func TestAffinityOutlivesLayouts(t *testing.T) {
+	needKernel(t)
+	key := layout.NewSocketAffinityKey[layout.V4](9, 7)
+	want := layout.AffinityV4{BackendAddr: layout.V4{10, 1, 0, 7}, BackendPort: layout.Port(80), Used: 5}
+	o := testSizes(Options{PinPath: pinPath(t)})
+	d, err := openRelease(o, otherObjects(t), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = d.V4.Affinity.Put(key, want)
+	d.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err = openRelease(o, objects, otherConversions(t)); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { d.Close() }()
+	var got layout.AffinityV4
+	if err := d.V4.Affinity.Lookup(key, &got); err != nil || got != want || d.past == nil {
+		t.Errorf("got %v, want %v; there is a past: %t; %v", got, want, d.past != nil, err)
 	}
 }
