@@ -63,7 +63,8 @@ func startRuntime(t *testing.T, plugin string, args ...string) *runtime {
 		}
 	}
 	args = append([]string{"--cni-bin-dir", r.binDir, "--cni-conf-dir", r.confDir, "--state-fallback-dir", filepath.Join(dir, "run")}, args...)
-	r.stack = startStack(t, testbed.Options{Nodes: 2, PodsPerNode: 1, AgentArgs: args})
+	// As the manifests run it.
+	r.stack = startStack(t, testbed.Options{Nodes: 2, PodsPerNode: 1, AgentArgs: args, AgentUnder: confined(t, capabilities...)})
 	r.node, r.agent = r.stack.Nodes[0], r.stack.Agents[0]
 	// The other node's agent was to have the same directories.
 	if err := r.stack.Agents[1].Process.Kill(); err != nil {

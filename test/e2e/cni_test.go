@@ -243,8 +243,8 @@ func TestCNIInstall(t *testing.T) {
 	// It stays when the agent stops, and goes by cleanup.
 	r.kill()
 	r.network()
-	out, err := r.node.Run(binaries.Agent, "cleanup", "--bpf-dir", r.node.BPFDir, "--state-dir", r.node.StateDir,
-		"--cni-bin-dir", r.binDir, "--cni-conf-dir", r.confDir)
+	out, err := r.node.Run(append(confined(t, capabilities...), binaries.Agent, "cleanup", "--bpf-dir", r.node.BPFDir,
+		"--state-dir", r.node.StateDir, "--cni-bin-dir", r.binDir, "--cni-conf-dir", r.confDir)...)
 	if err != nil {
 		t.Fatal(err)
 	}
