@@ -79,6 +79,11 @@ func (c *Cluster) hostAddresses(number int) []netip.Prefix {
 // 6443, and the source of what comes from outside.
 func (c *Cluster) ControlPlaneAddress() netip.Addr { return c.hostAddresses(2)[0].Addr() }
 
+// APIServer is the API server's URL for the nodes and for clients outside.
+func (c *Cluster) APIServer() string {
+	return "https://" + netip.AddrPortFrom(c.ControlPlaneAddress(), apiServerPort).String()
+}
+
 // podCIDR of a node: 10.244.N.0/24, fd00:244:0:N::/64.
 func podCIDR(all netip.Prefix, number int) netip.Prefix {
 	bytes := all.Addr().AsSlice()
