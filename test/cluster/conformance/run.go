@@ -56,6 +56,11 @@ func Run(ctx context.Context, c *cluster.Cluster, tests []Test, opts Options) ([
 	if opts.Done == nil {
 		opts.Done = func(Result) {}
 	}
+	dir, err := filepath.Abs(opts.Dir) // the processes run in it
+	if err != nil {
+		return nil, fmt.Errorf("directory for reports: %w", err)
+	}
+	opts.Dir = dir
 	if err := os.MkdirAll(opts.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("directory for reports: %w", err)
 	}
