@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-project/millrace/test/kernels/guest"
 	"github.com/millrace-project/millrace/test/kernels/image"
+	"github.com/millrace-project/millrace/test/testbed"
 )
 
 const module = "github.com/millrace-project/millrace/"
@@ -103,7 +104,7 @@ func compile(t *testing.T) string {
 func programDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	for name, pkg := range programs {
+	for name, pkg := range testbed.Programs {
 		if ready := os.Getenv("MILLRACE_BIN"); ready != "" {
 			if err := os.Symlink(filepath.Join(ready, name), filepath.Join(dir, name)); err != nil {
 				t.Fatal(err)
@@ -113,14 +114,6 @@ func programDir(t *testing.T) string {
 		goTool(t, "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, name), module+pkg)
 	}
 	return dir
-}
-
-// programs are Millrace's, and those of its tests.
-var programs = map[string]string{
-	"millrace-agent":      "agent",
-	"millrace-calculator": "services/calculator",
-	"millracectl":         "services/millracectl",
-	"millrace-probe":      "test/cmd/millrace-probe",
 }
 
 func goTool(t *testing.T, args ...string) {
@@ -155,7 +148,7 @@ func (k kernel) image(target, kernelDir, programDir string) error {
 	defer out.Close()
 	a := image.NewArchive(out)
 	a.File("/init", 0o755, filepath.Join(programDir, "init"))
-	for name := range programs {
+	for name := range testbed.Programs {
 		a.File(guestBin+"/"+name, 0o755, filepath.Join(programDir, name))
 	}
 	nft, err := exec.LookPath("nft")

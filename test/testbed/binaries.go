@@ -19,8 +19,9 @@ type Binaries struct {
 	Calculator, Agent, Ctl, Probe, CNI string
 }
 
-// programs maps file names to packages, relative to the repository's root.
-var programs = map[string]string{
+// Programs maps the file names of the programs to their packages, relative to the
+// repository's root.
+var Programs = map[string]string{
 	"millrace-calculator": "services/calculator",
 	"millrace-agent":      "agent",
 	"millracectl":         "services/millracectl",
@@ -76,7 +77,7 @@ func buildProgram(name, target string) error {
 		return err
 	}
 	cmd := exec.Command("go", "build", "-trimpath", "-o", target, ".")
-	cmd.Dir = filepath.Join(root, programs[name])
+	cmd.Dir = filepath.Join(root, Programs[name])
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", name, err, output)
