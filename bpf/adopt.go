@@ -49,7 +49,7 @@ func (d *Dataplane) digest(maps map[string]*ebpf.Map) (string, error) {
 		fmt.Fprintf(h, "%s %t\n", name, variants[name])
 	}
 	for _, name := range sortedKeys(maps) {
-		id, err := mapID(maps[name])
+		id, err := kernelID(maps[name])
 		if err != nil {
 			return "", fmt.Errorf("map %s: %w", name, err)
 		}
@@ -83,7 +83,7 @@ func (d *Dataplane) adoptPrograms(dir string) bool {
 		if err == nil {
 			programs[name] = p
 			var have ebpf.ProgramID
-			if have, err = programID(p); err == nil && have == id {
+			if have, err = kernelID(p); err == nil && have == id {
 				continue
 			}
 		}
@@ -92,20 +92,6 @@ func (d *Dataplane) adoptPrograms(dir string) bool {
 	}
 	d.programSet = programSet{programs: programs, ids: ids}
 	return true
-}
-
-// programID is the kernel's number of a program, never used twice while a
-// machine is up and the program lives.
-func programID(p *ebpf.Program) (ebpf.ProgramID, error) {
-	info, err := p.Info()
-	if err != nil {
-		return 0, err
-	}
-	id, ok := info.ID()
-	if !ok {
-		return 0, fmt.Errorf("%w: no id", ebpf.ErrNotSupported)
-	}
-	return id, nil
 }
 
 // readProgramsRecord returns the digest of a record, and the programs' ids by

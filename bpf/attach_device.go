@@ -242,7 +242,7 @@ func pinnedProgramID(pin string) (ebpf.ProgramID, error) {
 		return 0, err
 	}
 	defer p.Close()
-	return programID(p)
+	return kernelID(p)
 }
 
 // removeFilter removes the filter. The qdisc stays: others may use it, and

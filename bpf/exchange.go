@@ -38,7 +38,7 @@ func (s programSet) byID() map[ebpf.ProgramID]string {
 func newProgramSet(programs map[string]*ebpf.Program) (programSet, error) {
 	s := programSet{programs: programs, ids: make(map[string]ebpf.ProgramID, len(programs))}
 	for name, p := range programs {
-		id, err := programID(p)
+		id, err := kernelID(p)
 		if err != nil {
 			return s, fmt.Errorf("program %s: %w", name, err)
 		}

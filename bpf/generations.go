@@ -172,7 +172,7 @@ func (g *Generations) writeSlot(slot uint32, m *ebpf.Map) error {
 	if err != nil {
 		return err
 	}
-	id, err := mapID(m)
+	id, err := kernelID(m)
 	if err != nil {
 		return fmt.Errorf("inner map: %w", err)
 	}

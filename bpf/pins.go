@@ -51,9 +51,10 @@ func replacePin(path string, create func(path string) error) error {
 	return os.Rename(path+fresh, path)
 }
 
-// mapID is the kernel's number of a map.
-func mapID(m *ebpf.Map) (ebpf.MapID, error) {
-	info, err := m.Info()
+// kernelID is the kernel's number of a map or program, never used twice while a
+// machine is up and what it names lives.
+func kernelID[Info interface{ ID() (ID, bool) }, ID ebpf.MapID | ebpf.ProgramID](object interface{ Info() (Info, error) }) (ID, error) {
+	info, err := object.Info()
 	if err != nil {
 		return 0, err
 	}

@@ -156,11 +156,11 @@ func (d *Dataplane) pinTable(name string) error {
 
 // sameMap tells whether two descriptors are of one map.
 func sameMap(a, b *ebpf.Map) (bool, error) {
-	idA, err := mapID(a)
+	idA, err := kernelID(a)
 	if err != nil {
 		return false, err
 	}
-	idB, err := mapID(b)
+	idB, err := kernelID(b)
 	return idA == idB, err
 }
 
