@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CoarseNow is the clock that records of flows expire by, in nanoseconds: the
-// programs' bpf_ktime_get_coarse_ns.
+// CoarseNow is the clock that records of flows and affinity expire by, in
+// nanoseconds: the programs' bpf_ktime_get_coarse_ns.
 func CoarseNow() uint64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {

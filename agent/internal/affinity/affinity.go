@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/millrace-project/millrace/bpf"
 	"github.com/millrace-project/millrace/bpf/layout"
@@ -63,13 +62,7 @@ func client[A layout.IP](family int, k *layout.AffinityKey[A], v *layout.Affinit
 }
 
 // clock is the one that programs read.
-func clock() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
-		panic(fmt.Sprintf("read CLOCK_MONOTONIC_COARSE: %v", err)) // cannot fail on Linux
-	}
-	return time.Duration(ts.Nano())
-}
+func clock() time.Duration { return time.Duration(bpf.CoarseNow()) }
 
 // Counts is how many clients there are, by family.
 type Counts struct{ V4, V6 int }

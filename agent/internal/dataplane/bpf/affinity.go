@@ -9,7 +9,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/millrace-project/millrace/agent/internal/affinity"
-	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/services"
 	"github.com/millrace-project/millrace/agent/internal/dataplane/bpf/tables"
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 )
@@ -59,11 +58,9 @@ func (p *Plane) ForgetAffinities(ctx context.Context, failed func(error)) {
 // forgetAffinities makes one pass. Of numbers that nobody has, owners may turn
 // up until the node is in sync.
 func (p *Plane) forgetAffinities() error {
-	var inSync bool
-	var ports map[uint32]services.AffinityPort
 	left, err := p.kernel.Affinity().Forget(func() func(affinity.Client) bool {
 		p.mu.Lock()
-		ports, inSync = p.services.Affinities(), p.inSync
+		ports, inSync := p.services.Affinities(), p.inSync
 		p.mu.Unlock()
 		return func(c affinity.Client) bool {
 			port, ok := ports[c.ServiceID]
