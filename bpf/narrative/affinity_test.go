@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/millrace-project/millrace/bpf"
 	"github.com/millrace-project/millrace/bpf/layout"
 )
@@ -290,11 +288,7 @@ func wantHostEntry[A layout.IP](t *testing.T, m *bpf.FamilyMaps, cookie uint64) 
 	if err := m.Affinity.Lookup(layout.NewSocketAffinityKey[A](cookie, 7), &v); err != nil {
 		t.Fatal(err)
 	}
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
-		t.Fatal(err)
-	}
-	if age := v.Age(time.Duration(ts.Nano())); age > time.Minute {
+	if age := v.Age(time.Duration(bpf.CoarseNow())); age > time.Minute {
 		t.Errorf("used %s ago", age)
 	}
 }

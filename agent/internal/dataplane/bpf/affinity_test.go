@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/millrace-project/millrace/agent/internal/dataplane"
+	mbpf "github.com/millrace-project/millrace/bpf"
 	"github.com/millrace-project/millrace/bpf/layout"
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
@@ -37,14 +37,11 @@ func TestAffinities(t *testing.T) {
 	if err := n.kernel.V4.Frontends.Lookup(&key, &frontend); err != nil || frontend.AffinityTimeout != 60 {
 		t.Fatalf("frontend %v, %v", frontend, err)
 	}
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
-		t.Fatal(err)
-	}
+	now := time.Duration(mbpf.CoarseNow())
 	put := func(m *ebpf.Map, key layout.AffinityKeyV4, backend string, idle time.Duration) {
 		t.Helper()
 		v := layout.AffinityV4{BackendAddr: layout.V4(ip(backend)), BackendPort: layout.Port(8080),
-			Used: layout.AffinityTick(time.Duration(now.Nano()) - idle)}
+			Used: layout.AffinityTick(now - idle)}
 		if err := m.Put(&key, &v); err != nil {
 			t.Fatal(err)
 		}
