@@ -16,17 +16,16 @@ import (
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 )
 
-// agent is the connection to the node's agent.
-type agent struct {
-	conn   *grpc.ClientConn
-	client agentv1.EndpointServiceClient
-}
-
 // again is how long to wait before another attempt: an agent restarts within a
 // second, and a pod waits.
 const again = 50 * time.Millisecond
 
-func dial(socket string) (*agent, error) {
+// ask makes a call of the agent of the socket, until the agent has answered or
+// the time is over: one that is restarted meanwhile is asked again, as calls may
+// be repeated. The error is the last that tells why.
+func ask[Request, Response any](socket string, timeout time.Duration,
+	call func(agentv1.EndpointServiceClient, context.Context, Request, ...grpc.CallOption) (Response, error), request Request,
+) error {
 	conn, err := grpc.NewClient("unix://"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDisableServiceConfig(),
@@ -35,20 +34,15 @@ func dial(socket string) (*agent, error) {
 			MinConnectTimeout: time.Second,
 		}))
 	if err != nil {
-		return nil, types.NewError(types.ErrInvalidNetworkConfig, "dial "+socket+": "+err.Error(), "")
+		return types.NewError(types.ErrInvalidNetworkConfig, "dial "+socket+": "+err.Error(), "")
 	}
-	return &agent{conn: conn, client: agentv1.NewEndpointServiceClient(conn)}, nil
-}
-
-func (a *agent) close() { a.conn.Close() } //nolint:errcheck // the process ends
-
-// call calls until the agent has answered or ctx ends: an agent that is restarted
-// meanwhile is asked again, as calls may be repeated. The error is the last that
-// tells why.
-func (a *agent) call(ctx context.Context, f func(context.Context) error) error {
+	defer conn.Close() //nolint:errcheck // the process ends
+	client := agentv1.NewEndpointServiceClient(conn)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
 	var last error
 	for {
-		err := f(ctx)
+		_, err := call(client, ctx, request)
 		if status.Code(err) != codes.Unavailable {
 			if status.Code(err) == codes.DeadlineExceeded && last != nil {
 				return last

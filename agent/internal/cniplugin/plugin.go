@@ -6,7 +6,6 @@
 package cniplugin
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -59,18 +58,7 @@ func add(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	a, err := dial(conf.Socket)
-	if err != nil {
-		return err
-	}
-	defer a.close()
-	ctx, cancel := context.WithTimeout(context.Background(), conf.addTimeout)
-	defer cancel()
-	err = a.call(ctx, func(ctx context.Context) error {
-		_, err := a.client.AddEndpoint(ctx, request)
-		return err
-	})
-	if err != nil {
+	if err := ask(conf.Socket, conf.addTimeout, agentv1.EndpointServiceClient.AddEndpoint, request); err != nil {
 		return cniError(err, conf, fmt.Sprintf("add pod %s/%s", request.GetPodNamespace(), request.GetPodName()), CodeRefused)
 	}
 	return types.PrintResult(conf.PrevResult, conf.CNIVersion)
@@ -92,17 +80,7 @@ func del(args *skel.CmdArgs) error {
 	if pod, err := podOf(args.Args); err == nil {
 		request.PodNamespace, request.PodName, request.PodUid = pod.namespace, pod.name, pod.uid
 	}
-	a, err := dial(conf.Socket)
-	if err != nil {
-		return err
-	}
-	defer a.close()
-	ctx, cancel := context.WithTimeout(context.Background(), conf.delTimeout)
-	defer cancel()
-	err = a.call(ctx, func(ctx context.Context) error {
-		_, err := a.client.DeleteEndpoint(ctx, request)
-		return err
-	})
+	err = ask(conf.Socket, conf.delTimeout, agentv1.EndpointServiceClient.DeleteEndpoint, request)
 	if err == nil {
 		return nil
 	}
@@ -126,18 +104,8 @@ func check(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	a, err := dial(conf.Socket)
-	if err != nil {
-		return err
-	}
-	defer a.close()
-	ctx, cancel := context.WithTimeout(context.Background(), conf.addTimeout)
-	defer cancel()
-	err = a.call(ctx, func(ctx context.Context) error {
-		_, err := a.client.CheckEndpoint(ctx, &agentv1.CheckEndpointRequest{Endpoint: request})
-		return err
-	})
-	if err != nil {
+	question := &agentv1.CheckEndpointRequest{Endpoint: request}
+	if err := ask(conf.Socket, conf.addTimeout, agentv1.EndpointServiceClient.CheckEndpoint, question); err != nil {
 		return cniError(err, conf, fmt.Sprintf("check pod %s/%s", request.GetPodNamespace(), request.GetPodName()), CodeCheck)
 	}
 	return nil
@@ -155,18 +123,7 @@ func collect(args *skel.CmdArgs) error {
 			Network: conf.Name, ContainerId: valid.ContainerID, Interface: valid.IfName,
 		})
 	}
-	a, err := dial(conf.Socket)
-	if err != nil {
-		return err
-	}
-	defer a.close()
-	ctx, cancel := context.WithTimeout(context.Background(), conf.delTimeout)
-	defer cancel()
-	err = a.call(ctx, func(ctx context.Context) error {
-		_, err := a.client.RetainEndpoints(ctx, request)
-		return err
-	})
-	if err != nil {
+	if err := ask(conf.Socket, conf.delTimeout, agentv1.EndpointServiceClient.RetainEndpoints, request); err != nil {
 		return cniError(err, conf, "collect garbage of network "+conf.Name, CodeRefused)
 	}
 	return nil
