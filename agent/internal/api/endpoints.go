@@ -12,13 +12,20 @@ import (
 
 // ListEndpoints implements AgentService.
 func (s *Server) ListEndpoints(r *agentv1.ListEndpointsRequest, out grpc.ServerStreamingServer[agentv1.ListEndpointsResponse]) error {
-	return kernelError(s.Dataplane.Endpoints(func(state dataplane.EndpointState) error {
+	states, err := s.Dataplane.Endpoints()
+	if err != nil {
+		return kernelError(err)
+	}
+	for _, state := range states {
 		e := describeEndpoint(state)
 		if r.GetNamespace() != "" && r.GetNamespace() != e.GetNamespace() || r.GetName() != "" && r.GetName() != e.GetName() {
-			return nil
+			continue
 		}
-		return out.Send(e)
-	}))
+		if err := out.Send(e); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // describeEndpoint makes the answer of the API.

@@ -78,8 +78,8 @@ type Dataplane interface {
 	CalculatorUID(key string) string
 	// CalculatorKnows tells whether calculators still tell of a pod that has ended.
 	CalculatorKnows(ended *endpoints.Ended) bool
-	// Endpoints calls visit with each pod of this node, by key.
-	Endpoints(visit func(EndpointState) error) error
+	// Endpoints lists the pods of this node, by key.
+	Endpoints() ([]EndpointState, error)
 	// HasPrograms tells whether a device has all programs of its role, by looking at
 	// the kernel.
 	HasPrograms(index uint32) (bool, error)

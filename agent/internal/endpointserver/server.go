@@ -45,7 +45,7 @@ type Applier interface {
 type Dataplane interface {
 	CalculatorUID(key string) string
 	CalculatorKnows(ended *endpoints.Ended) bool
-	Endpoints(visit func(dataplane.EndpointState) error) error
+	Endpoints() ([]dataplane.EndpointState, error)
 	HasPrograms(index uint32) (bool, error)
 	EndFlows(addresses []netip.Addr) (int, error)
 }
@@ -128,11 +128,11 @@ func (s *Server) add(ctx context.Context, e endpoints.Endpoint) (dataplane.Endpo
 		if err := s.follow(ctx); err != nil {
 			return dataplane.EndpointState{}, err
 		}
-		state, ok := s.find(e.Attachment)
+		state, err := s.find(e.Attachment,
+			"pod "+e.Key()+": calculators know a newer pod of this name, or another sandbox of it was added meanwhile")
 		switch {
-		case !ok:
-			return state, fail(codes.FailedPrecondition, ReasonDifferentEndpoint,
-				"pod %s: calculators know a newer pod of this name, or another sandbox of it was added meanwhile", e.Key())
+		case err != nil:
+			return state, err
 		case state.Problem != "":
 			return state, fail(codes.FailedPrecondition, state.Reason,
 				"the packets of pod %s cannot be caught: %s", e.Key(), state.Problem)
@@ -145,15 +145,18 @@ func (s *Server) add(ctx context.Context, e endpoints.Endpoint) (dataplane.Endpo
 	}
 }
 
-// find returns how the dataplane sees an attachment.
-func (s *Server) find(a endpoints.Attachment) (found dataplane.EndpointState, ok bool) {
-	s.Dataplane.Endpoints(func(state dataplane.EndpointState) error { //nolint:errcheck // the function returns none
+// find returns how the dataplane sees an attachment; why is told if it does not.
+func (s *Server) find(a endpoints.Attachment, why string) (dataplane.EndpointState, error) {
+	states, err := s.Dataplane.Endpoints()
+	if err != nil {
+		return dataplane.EndpointState{}, fail(codes.Internal, ReasonKernel, "%v", err)
+	}
+	for _, state := range states {
 		if state.Local != nil && state.Local.Attachment == a {
-			found, ok = state, true
+			return state, nil
 		}
-		return nil
-	})
-	return found, ok
+	}
+	return dataplane.EndpointState{}, fail(codes.FailedPrecondition, ReasonDifferentEndpoint, "%s", why)
 }
 
 // DeleteEndpoint implements EndpointService.
@@ -209,7 +212,11 @@ func (s *Server) end(ctx context.Context, e endpoints.Endpoint) (flows int, err 
 	if err := s.follow(ctx); err != nil {
 		return 0, err
 	}
-	if flows, err = s.Dataplane.EndFlows(s.nobodys(e.Addresses)); err != nil {
+	addresses, err := s.nobodys(e.Addresses)
+	if err == nil {
+		flows, err = s.Dataplane.EndFlows(addresses)
+	}
+	if err != nil {
 		return flows, fail(codes.Internal, ReasonKernel, "end the flows of %s: %v", e.Attachment, err)
 	}
 	return flows, nil
@@ -222,13 +229,11 @@ func (s *Server) hasPod(key, uid string) bool {
 
 // nobodys returns those of the addresses that no endpoint has: container runtimes
 // delete what is long gone again, when its addresses may be another's.
-func (s *Server) nobodys(addresses []netip.Addr) []netip.Addr {
-	left := slices.Clone(addresses)
-	s.Dataplane.Endpoints(func(state dataplane.EndpointState) error { //nolint:errcheck // the function returns none
-		left = slices.DeleteFunc(left, func(a netip.Addr) bool { return slices.Contains(state.Addresses, a) })
-		return nil
-	})
-	return left
+func (s *Server) nobodys(addresses []netip.Addr) ([]netip.Addr, error) {
+	states, err := s.Dataplane.Endpoints()
+	return slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool {
+		return slices.ContainsFunc(states, func(state dataplane.EndpointState) bool { return slices.Contains(state.Addresses, a) })
+	}), err
 }
 
 // DoDeferred does the deletions that wait because the agent was away.
@@ -323,9 +328,9 @@ func (s *Server) CheckEndpoint(_ context.Context, r *agentv1.CheckEndpointReques
 	if why := difference(&have, &want); why != "" {
 		return nil, fail(codes.FailedPrecondition, ReasonDifferentEndpoint, "%s is known with %s", want.Attachment, why)
 	}
-	state, ok := s.find(want.Attachment)
-	if !ok {
-		return nil, fail(codes.FailedPrecondition, ReasonDifferentEndpoint, "calculators know a newer pod than %s", have.Key())
+	state, err := s.find(want.Attachment, "calculators know a newer pod than "+have.Key())
+	if err != nil {
+		return nil, err
 	}
 	if state.Problem == "" {
 		whole, err := s.Dataplane.HasPrograms(state.Index)

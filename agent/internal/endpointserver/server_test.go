@@ -55,7 +55,7 @@ func (p *plane) EndFlows(addresses []netip.Addr) (int, error) {
 	return len(addresses), p.failFlows
 }
 
-func (p *plane) Endpoints(visit func(dataplane.EndpointState) error) error {
+func (p *plane) Endpoints() (states []dataplane.EndpointState, err error) {
 	for i := range p.known.Endpoints {
 		e := &p.known.Endpoints[i]
 		state := dataplane.EndpointState{Key: e.Key(), UID: e.UID, Addresses: e.Addresses, Local: e, Device: e.Device, Index: e.Index}
@@ -65,11 +65,9 @@ func (p *plane) Endpoints(visit func(dataplane.EndpointState) error) error {
 		if why := p.missing[e.Key()]; why != "" {
 			state.Reason, state.Problem = dataplane.ReasonDeviceNotFound, why
 		}
-		if err := visit(state); err != nil {
-			return err
-		}
+		states = append(states, state)
 	}
-	return nil
+	return states, nil
 }
 
 type rig struct {

@@ -25,7 +25,7 @@ func (p *Plane) CalculatorUID(string) string { return "" }
 func (p *Plane) CalculatorKnows(*endpoints.Ended) bool { return false }
 
 // Endpoints refuses.
-func (p *Plane) Endpoints(func(dataplane.EndpointState) error) error { return p.refuse() }
+func (p *Plane) Endpoints() ([]dataplane.EndpointState, error) { return nil, p.refuse() }
 
 // HasPrograms refuses.
 func (p *Plane) HasPrograms(uint32) (bool, error) { return false, p.refuse() }

@@ -161,8 +161,9 @@ func (p *Plane) CalculatorKnows(e *endpoints.Ended) bool {
 }
 
 // Endpoints implements dataplane.Dataplane.
-func (p *Plane) Endpoints(visit func(dataplane.EndpointState) error) error {
+func (p *Plane) Endpoints() ([]dataplane.EndpointState, error) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	names := map[uint32]string{}
 	for _, d := range p.devices.Devices {
 		names[d.Index] = d.Name
@@ -171,13 +172,7 @@ func (p *Plane) Endpoints(visit func(dataplane.EndpointState) error) error {
 	for _, key := range slices.Sorted(maps.Keys(p.cluster.merged)) {
 		list = append(list, p.endpointState(key, names))
 	}
-	p.mu.Unlock()
-	for _, state := range list {
-		if err := visit(state); err != nil {
-			return err
-		}
-	}
-	return nil
+	return list, nil
 }
 
 func (p *Plane) endpointState(key string, devices map[uint32]string) dataplane.EndpointState {
