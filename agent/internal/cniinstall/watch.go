@@ -8,9 +8,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"go.uber.org/zap"
 
+	"github.com/millrace-project/millrace/agent/internal/dirwatch"
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 )
 
@@ -83,68 +83,14 @@ func (i *Installer) look() {
 
 // Run installs and watches until ctx ends. What is installed stays.
 func (i *Installer) Run(ctx context.Context) {
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
+	dirs := slices.DeleteFunc([]string{i.options.BinDir, i.options.ConfDir}, func(dir string) bool { return dir == "" })
 	for ctx.Err() == nil {
-		watcher, err := i.watch()
-		if err != nil {
-			// Without one, there is the clock.
+		turn, end := context.WithTimeout(ctx, lookEvery)
+		if err := dirwatch.Follow(turn, settle, i.look, dirs...); err != nil {
 			i.log.Warn("watch the node's CNI configuration", zap.Error(err))
-		}
-		i.look()
-		i.follow(ctx, watcher, tick.C)
-		if watcher != nil {
-			watcher.Close() //nolint:errcheck // nothing is written by it
-		}
-	}
-}
-
-// watch begins before the look, so that nothing falls in between.
-func (i *Installer) watch() (*fsnotify.Watcher, error) {
-	watcher, err := fsnotify.NewWatcher()
-	if err != nil {
-		return nil, err
-	}
-	for _, dir := range []string{i.options.BinDir, i.options.ConfDir} {
-		if dir == "" {
-			continue
-		}
-		if err := watcher.Add(dir); err != nil {
-			watcher.Close() //nolint:errcheck // the first error is told
-			return nil, err
-		}
-	}
-	return watcher, nil
-}
-
-// follow looks after each change until ctx ends, or the watch or the clock asks for
-// a new beginning.
-func (i *Installer) follow(ctx context.Context, watcher *fsnotify.Watcher, tick <-chan time.Time) {
-	var events chan fsnotify.Event
-	var failures chan error
-	if watcher != nil {
-		events, failures = watcher.Events, watcher.Errors
-	}
-	var due <-chan time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case _, ok := <-events:
-			if !ok {
-				return
-			}
-			if due == nil {
-				due = time.After(settle)
-			}
-		case <-due:
-			due = nil
 			i.look()
-		case err := <-failures:
-			i.log.Warn("watch the node's CNI configuration", zap.Error(err))
-			return
-		case <-tick:
-			return
+			<-turn.Done() // there is the clock
 		}
+		end()
 	}
 }

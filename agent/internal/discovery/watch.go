@@ -4,13 +4,11 @@ package discovery
 
 import (
 	"context"
-	"fmt"
-	"path/filepath"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"go.uber.org/zap"
 
+	"github.com/millrace-project/millrace/agent/internal/dirwatch"
 	"github.com/millrace-project/millrace/proto/announcement"
 )
 
@@ -30,43 +28,12 @@ func (d *Discovery) Watch(ctx context.Context) {
 		return
 	}
 	for ctx.Err() == nil {
-		if err := d.watch(ctx); err != nil && ctx.Err() == nil {
+		if err := dirwatch.Follow(ctx, settle, d.compare, d.Dir); err != nil {
 			d.Log.Debug("watch --calculators-dir", zap.Error(err))
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(again):
-		}
-	}
-}
-
-func (d *Discovery) watch(ctx context.Context) error {
-	watcher, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("make a watcher: %w", err)
-	}
-	defer watcher.Close() //nolint:errcheck // nothing is left to lose
-	if err := watcher.Add(d.Dir); err != nil {
-		return fmt.Errorf("watch %s: %w", d.Dir, err)
-	}
-	var settled <-chan time.Time
-	d.compare() // it may have changed before it was watched
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case err := <-watcher.Errors:
-			return fmt.Errorf("watch %s: %w", d.Dir, err)
-		case event := <-watcher.Events:
-			if filepath.Clean(event.Name) == filepath.Clean(d.Dir) && event.Has(fsnotify.Remove|fsnotify.Rename) {
-				return fmt.Errorf("watch %s: it was removed", d.Dir)
-			}
-			if settled == nil {
-				settled = time.After(settle)
-			}
-		case <-settled:
-			settled = nil
-			d.compare()
 		}
 	}
 }
