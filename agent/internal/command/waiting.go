@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -94,7 +95,7 @@ func tellProblems(log *zap.Logger, why []string) {
 type waiting struct {
 	plane   *absent.Plane
 	applier *applier.Applier
-	// ended are closed or return when everything has.
+	// ended return when everything has.
 	ended []func()
 }
 
@@ -132,11 +133,11 @@ func (s *settings) startWaiting(ctx context.Context, cancel context.CancelCauseF
 	}
 	w.ended = append(w.ended, stopMetrics)
 	w.applier.Restore(ctx)
+	var work sync.WaitGroup
 	for _, run := range []func(context.Context){w.applier.Run, client.Run, a.discovery.Watch, a.keepCertificate} {
-		done := make(chan struct{})
-		go func() { defer close(done); run(ctx) }()
-		w.ended = append(w.ended, func() { <-done })
+		work.Go(func() { run(ctx) })
 	}
+	w.ended = append(w.ended, work.Wait)
 	return w, nil
 }
 
