@@ -39,12 +39,7 @@ func (c *cni) register(flags *pflag.FlagSet) {
 }
 
 func (c *cni) checkPaths() error {
-	for flag, path := range map[string]string{"--cni-bin-dir": c.binDir, "--cni-conf-dir": c.confDir, "--cni-binary": c.binary} {
-		if path != "" && !filepath.IsAbs(path) {
-			return fmt.Errorf("%s: %q must be an absolute path or empty", flag, path)
-		}
-	}
-	return nil
+	return absoluteOrEmpty(map[string]string{"--cni-bin-dir": c.binDir, "--cni-conf-dir": c.confDir, "--cni-binary": c.binary})
 }
 
 // check tells what is wrong with the flags; socket is the agent's.

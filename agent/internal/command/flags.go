@@ -146,6 +146,16 @@ func (o *options) checkLog() error {
 	return nil
 }
 
+// absoluteOrEmpty demands it of the values of flags that are paths.
+func absoluteOrEmpty(paths map[string]string) error {
+	for flag, path := range paths {
+		if path != "" && !filepath.IsAbs(path) {
+			return fmt.Errorf("%s: %q must be an absolute path or empty", flag, path)
+		}
+	}
+	return nil
+}
+
 // check makes settings of the options, or tells what is allowed instead.
 func (o *options) check() (*settings, error) {
 	if err := o.checkLog(); err != nil {
@@ -165,14 +175,11 @@ func (o *options) check() (*settings, error) {
 			return nil, fmt.Errorf("%s: %q must be an absolute path", flag, path)
 		}
 	}
-	if o.fallbackDir != "" && !filepath.IsAbs(o.fallbackDir) {
-		return nil, fmt.Errorf("--state-fallback-dir: %q must be an absolute path or empty", o.fallbackDir)
-	}
-	if o.listenUnix != "" && !filepath.IsAbs(o.listenUnix) {
-		return nil, fmt.Errorf("--socket: %q must be an absolute path or empty", o.listenUnix)
-	}
-	if o.tokenFile != "" && !filepath.IsAbs(o.tokenFile) {
-		return nil, fmt.Errorf("--token-file: %q must be an absolute path or empty", o.tokenFile)
+	err := absoluteOrEmpty(map[string]string{
+		"--state-fallback-dir": o.fallbackDir, "--socket": o.listenUnix, "--token-file": o.tokenFile,
+	})
+	if err != nil {
+		return nil, err
 	}
 	if err := o.leaveUnused(&mbpf.Options{}); err != nil {
 		return nil, err
@@ -196,17 +203,14 @@ func (o *options) check() (*settings, error) {
 		if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
 			return nil, fmt.Errorf("%s: %q must be HOST:PORT or empty", flag, address)
 		}
-		if flag == "--metrics-listen" {
-			continue // without a certificate in plain HTTP, as calculators do
-		}
-		if err := o.checkListen(); err != nil {
-			return nil, err
-		}
+	}
+	// --metrics-listen is in plain HTTP without a certificate, as calculators' is.
+	if err := o.checkListen(); err != nil {
+		return nil, err
 	}
 	if _, err := interfaces.NewClassifier(o.uplinkExclude); err != nil {
 		return nil, fmt.Errorf("--uplink-exclude: %w", err)
 	}
-	var err error
 	if s.snat, err = parsePorts(o.snatPorts); err != nil {
 		return nil, fmt.Errorf("--snat-ports: %w", err)
 	}
