@@ -60,8 +60,8 @@ func New(version string) *Metrics {
 		r.MustRegister(h)
 		return h
 	}
-	counters := func(name, help, label string) *prometheus.CounterVec {
-		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + name, Help: help}, []string{label})
+	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + name, Help: help}, labels)
 		r.MustRegister(v)
 		return v
 	}
@@ -90,14 +90,11 @@ func New(version string) *Metrics {
 	}
 	m.MapGrowths = counters("map_growths_total", "Times that a BPF map was replaced by a larger one under traffic.", "map")
 	m.MovedEntries = counters("map_moved_entries_total", "Entries that moved to the larger BPF map that took the place of theirs.", "map")
-	m.DeniedCalls = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: prefix + "denied_calls_total", Help: "Calls of this agent's API that were refused before they reached their RPC.",
-	}, []string{"method", "reason"})
+	m.DeniedCalls = counters("denied_calls_total", "Calls of this agent's API that were refused before they reached their RPC.", "method", "reason")
 	m.EndpointCalls = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: prefix + "endpoint_call_duration_seconds", Help: "Time that calls of the CNI plugin took, by call and status code.",
 		Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
 	}, []string{"call", "code"})
-	r.MustRegister(m.EndpointCalls)
 	m.ResourceErrors = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: prefix + "resource_errors", Help: "Errors of resources that could not be programmed, by reason.",
 	}, []string{"reason"})
@@ -105,7 +102,7 @@ func New(version string) *Metrics {
 		Name: prefix + "build_info", Help: "1; the labels tell what was built.",
 	}, []string{"version", "go_version"})
 	build.WithLabelValues(version, runtime.Version()).Set(1)
-	r.MustRegister(m.ResourceErrors, m.DeniedCalls, build, collectors.NewGoCollector(),
+	r.MustRegister(m.ResourceErrors, m.EndpointCalls, build, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
