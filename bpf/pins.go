@@ -5,6 +5,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -97,10 +98,7 @@ func (d *Dataplane) restorePins() error {
 			return err
 		}
 	}
-	all := make(map[string]*ebpf.Map, len(d.maps))
-	for name, m := range d.maps {
-		all[name] = m
-	}
+	all := maps.Clone(d.maps)
 	for _, f := range []*FamilyMaps{d.V4, d.V6} {
 		for _, g := range []*Generations{f.Embryonic, f.Established} {
 			current, draining := g.Maps()
@@ -125,7 +123,7 @@ func (d *Dataplane) restorePins() error {
 
 // pinned tells whether the directories of pins and the map of settings are there.
 func (d *Dataplane) pinned() bool {
-	for _, path := range []string{filepath.Join(d.opts.PinPath, "links"), filepath.Join(d.opts.PinPath, "programs"), d.mapPin("config")} {
+	for _, path := range []string{filepath.Join(d.opts.PinPath, "links"), d.programsDir(), d.mapPin("config")} {
 		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
 			return false
 		}
