@@ -12,7 +12,6 @@ package discovery
 import (
 	"crypto/x509"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -286,7 +285,7 @@ func Check(dir string) error {
 	case err != nil:
 		return fmt.Errorf("--calculators-dir: %w", err)
 	case !info.IsDir():
-		return fmt.Errorf("--calculators-dir: %w", &fs.PathError{Op: "read directory", Path: dir, Err: fmt.Errorf("is no directory")})
+		return fmt.Errorf("--calculators-dir: %s is no directory", dir)
 	}
 	return nil
 }
