@@ -6,6 +6,7 @@ package nodecheck
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -71,7 +72,7 @@ func effectiveCapabilities(status string) (uint64, error) {
 			return set, nil
 		}
 	}
-	return 0, fmt.Errorf("read own capabilities: %s has no line CapEff: %w", status, lines.Err())
+	return 0, fmt.Errorf("read own capabilities: %w", cmp.Or(lines.Err(), fmt.Errorf("%s has no line CapEff", status)))
 }
 
 func missingCapabilities(effective uint64) (problems []string) {

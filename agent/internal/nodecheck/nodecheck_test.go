@@ -44,8 +44,11 @@ func TestCapabilities(t *testing.T) {
 		t.Errorf("read %#x, %v", set, err)
 	}
 	for _, path := range []string{status + "x", os.DevNull} {
-		if _, err := effectiveCapabilities(path); err == nil {
+		_, err := effectiveCapabilities(path)
+		if err == nil {
 			t.Errorf("%s was read", path)
+		} else if !strings.Contains(err.Error(), path) || strings.Contains(err.Error(), "%!") {
+			t.Errorf("%s: %v", path, err)
 		}
 	}
 }
