@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/millrace-project/millrace/agent/internal/files"
 )
 
 // temporary is how names of files begin that are being written. Neither container
@@ -47,15 +49,6 @@ func writeBeside(path string, content io.Reader, mode fs.FileMode, info fs.FileI
 		return "", err
 	}
 	return file.Name(), nil
-}
-
-// syncDir makes what was renamed in a directory last.
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // errChanged says that somebody else changed a file in the same moment.
@@ -101,7 +94,7 @@ func replace(path string, known, content []byte) error {
 	if err != nil {
 		return fmt.Errorf("replace %s: %w", path, err)
 	}
-	return syncDir(filepath.Dir(path))
+	return files.SyncDir(filepath.Dir(path))
 }
 
 // create makes a file hold the content, at once, whatever was there.
@@ -114,7 +107,7 @@ func create(path string, content io.Reader, mode fs.FileMode, like fs.FileInfo) 
 		os.Remove(name) //nolint:errcheck // the first error is told
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return files.SyncDir(filepath.Dir(path))
 }
 
 // sameProgram tells whether a path is a program of the same content. It leaves the

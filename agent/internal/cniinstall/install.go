@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/millrace-project/millrace/agent/internal/cniplugin"
+	"github.com/millrace-project/millrace/agent/internal/files"
 )
 
 // Options say what to install where.
@@ -213,7 +214,7 @@ func (s *State) wrapSingle(o Options, path, to string, text []byte) error {
 		return err
 	}
 	s.Changed = append(s.Changed, to)
-	return syncDir(o.ConfDir)
+	return files.SyncDir(o.ConfDir)
 }
 
 // isWrapped tells whether a list was made of the configuration of a single plugin,

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/millrace-project/millrace/agent/internal/cniplugin"
+	"github.com/millrace-project/millrace/agent/internal/files"
 )
 
 // Remove takes the plugin out of every configuration of the directory, then out
@@ -65,7 +66,7 @@ func removeFrom(path string) (bool, error) {
 			if err := os.Rename(aside, strings.TrimSuffix(aside, wrapped)); err != nil {
 				return false, err
 			}
-			return true, errors.Join(os.Remove(path), syncDir(filepath.Dir(path)))
+			return true, errors.Join(os.Remove(path), files.SyncDir(filepath.Dir(path)))
 		}
 		without, err := unchain(text)
 		switch {

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/millrace-project/millrace/agent/internal/files"
 )
 
 // Registry is what the CNI plugin has told, in a directory that a later agent of
@@ -87,8 +89,7 @@ func (r *Registry) endpointFile(a Attachment) string {
 	return r.file("endpoint", a.Network, a.Container, a.Interface)
 }
 
-// write makes a file hold a record, whole or not at all. It is not synced: it is
-// to outlive the process, not the machine.
+// write makes a file hold a record.
 func (r *Registry) write(path string, rec record) error {
 	rec.Boot = r.boot
 	content, err := json.Marshal(rec)
@@ -98,12 +99,7 @@ func (r *Registry) write(path string, rec record) error {
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return err
 	}
-	temporary := path + ".new"
-	if err := os.WriteFile(temporary, content, 0o600); err != nil {
-		os.Remove(temporary) //nolint:errcheck // the first error is told
-		return err
-	}
-	return os.Rename(temporary, path)
+	return files.Write(path, content)
 }
 
 // remove removes a file, and the directory if it was the last.

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/millrace-project/millrace/agent/internal/files"
 	"github.com/millrace-project/millrace/agent/internal/held"
 )
 
@@ -101,7 +102,10 @@ func (l *Log) rewrite(path string, away bool) error {
 	if away {
 		return nil
 	}
-	return syncDirectory(filepath.Dir(path))
+	if err := files.SyncDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("sync state directory: %w", err)
+	}
+	return nil
 }
 
 // exchange adds to next what was appended to source since from, and puts it in
@@ -193,16 +197,4 @@ func (l *Log) sync() error {
 	}
 	l.fault = err
 	return errors.Join(err, l.leave())
-}
-
-func syncDirectory(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open state directory: %w", err)
-	}
-	defer dir.Close() //nolint:errcheck // read only
-	if err := dir.Sync(); err != nil {
-		return fmt.Errorf("sync state directory: %w", err)
-	}
-	return nil
 }

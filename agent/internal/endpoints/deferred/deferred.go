@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/millrace-project/millrace/agent/internal/files"
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 )
 
@@ -38,13 +39,7 @@ func Leave(socket string, request *agentv1.DeleteEndpointRequest) error {
 	a := request.GetAttachment()
 	name := sha256.Sum256([]byte(a.GetNetwork() + "\x00" + a.GetContainerId() + "\x00" + a.GetInterface()))
 	path := filepath.Join(dir, fmt.Sprintf("%x%s", name[:16], suffix))
-	temporary := fmt.Sprintf("%s.%d", path, os.Getpid())
-	err = os.WriteFile(temporary, content, 0o600)
-	if err == nil {
-		err = os.Rename(temporary, path)
-	}
-	if err != nil {
-		os.Remove(temporary) //nolint:errcheck // the first error is told
+	if err := files.Write(path, content); err != nil {
 		return fmt.Errorf("leave deletion for the agent: %w", err)
 	}
 	return nil
