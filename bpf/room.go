@@ -87,14 +87,17 @@ func checkRoom(requests ...request) error {
 
 func fits(available uint64, requests ...request) error {
 	var sum uint64
-	for _, r := range requests {
+	for i, r := range requests {
 		if isHash(r.spec.Type) && buckets(r.entries) > maxBuckets {
 			return fmt.Errorf("map %s: %d entries: %w: the kernel refuses a hash map of more than %d", r.name, r.entries, ErrTooLarge, 1<<(bits.Len32(maxBuckets)-1))
 		}
-		bytes := upFront(r.spec, r.entries)
-		if sum += bytes; sum > available/2 {
-			return fmt.Errorf("map %s: %d entries: %w: they take %d MiB at once, and at most half of the node's %d MiB of available memory may be taken",
-				r.name, r.entries, ErrTooLarge, bytes>>20, available>>20)
+		if sum += upFront(r.spec, r.entries); sum > available/2 {
+			beside := ""
+			if i > 0 {
+				beside = " with the other maps that grow"
+			}
+			return fmt.Errorf("map %s: %d entries: %w: they take %d MiB at once%s, and at most half of the node's %d MiB of available memory may be taken",
+				r.name, r.entries, ErrTooLarge, sum>>20, beside, available>>20)
 		}
 	}
 	return nil

@@ -44,7 +44,8 @@ func TestFits(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
-	if err := fits(48*mib, request{"a", array, mib / 2}, request{"b", array, mib/2 + 1}); !errors.Is(err, ErrTooLarge) {
+	err := fits(48*mib, request{"a", array, mib / 2}, request{"b", array, mib/2 + 1})
+	if !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "map b") || !strings.Contains(err.Error(), "take 24 MiB at once with") {
 		t.Errorf("two that do not fit together: %v", err)
 	}
 }
