@@ -70,13 +70,7 @@ func TestMoveWaitsForPrograms(t *testing.T) {
 // elements counts the entries of a map.
 func elements(t *testing.T, m *ebpf.Map) (n int) {
 	t.Helper()
-	var key layout.CtKeyV4
-	var entry layout.CtEntryV4
-	it := m.Iterate()
-	for it.Next(&key, &entry) {
-		n++
-	}
-	if err := it.Err(); err != nil {
+	if err := Each(m, func(layout.CtKeyV4, layout.CtEntryV4) bool { n++; return true }); err != nil {
 		t.Fatal(err)
 	}
 	return n
