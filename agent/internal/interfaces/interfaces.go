@@ -120,8 +120,8 @@ func NewClassifier(exclude []string) (*Classifier, error) {
 	return &Classifier{host: &netlinkHost{}, exclude: exclude, ports: map[behind]int{}}, nil
 }
 
-// Classify looks at every device. Only one may look at a time. podPrefixes are those from which this node's
-// pods get addresses.
+// Classify looks at every device. Only one may look at a time. podPrefixes are
+// those from which this node's pods get addresses.
 func (c *Classifier) Classify(endpoints []Endpoint, podPrefixes []netip.Prefix) (State, error) {
 	links, err := c.host.links()
 	if err != nil {
