@@ -3,14 +3,11 @@
 package access
 
 import (
-	"fmt"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/protoadapt"
-	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/millrace-project/millrace/proto/errorinfo"
 )
 
 // Reasons why a call is refused, as ErrorInfo.reason carries them.
@@ -55,35 +52,18 @@ const (
 )
 
 // Domain is ErrorInfo.domain of everything that is refused here.
-const Domain = "millrace.access"
+const Domain errorinfo.Domain = "millrace.access"
 
 // Deny makes an error that carries a stable reason for programs.
 func Deny(code codes.Code, reason, format string, args ...any) error {
-	return detailed(code, fmt.Sprintf(format, args...), &errdetails.ErrorInfo{Reason: reason, Domain: Domain})
+	return Domain.Errorf(code, reason, format, args...)
 }
 
 // Defer is Deny with UNAVAILABLE, and tells when to try again.
 func Defer(reason string, delay time.Duration, format string, args ...any) error {
-	return detailed(codes.Unavailable, fmt.Sprintf(format, args...), &errdetails.ErrorInfo{Reason: reason, Domain: Domain},
-		&errdetails.RetryInfo{RetryDelay: durationpb.New(delay)})
-}
-
-func detailed(code codes.Code, message string, details ...protoadapt.MessageV1) error {
-	plain := status.New(code, message)
-	st, err := plain.WithDetails(details...)
-	if err != nil {
-		return plain.Err()
-	}
-	return st.Err()
+	return Domain.RetryErrorf(codes.Unavailable, reason, delay, format, args...)
 }
 
 // ReasonOf returns the reason that an error of this package carries; empty if it
 // carries none.
-func ReasonOf(err error) string {
-	for _, detail := range status.Convert(err).Details() {
-		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == Domain {
-			return info.GetReason()
-		}
-	}
-	return ""
-}
+func ReasonOf(err error) string { return Domain.Reason(err) }

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -37,8 +36,6 @@ const (
 	ReasonMapMoving       = "MAP_STILL_GROWING"
 	ReasonMapRefused      = "MAP_GROWTH_FAILED"
 )
-
-const domain = "millrace.agent.v1"
 
 // Applier is what the API needs of the applier.
 type Applier interface {
@@ -73,11 +70,7 @@ type Server struct {
 
 // fail makes an error with a stable reason for programs.
 func fail(code codes.Code, reason, format string, args ...any) error {
-	s := status.New(code, fmt.Sprintf(format, args...))
-	if detailed, err := s.WithDetails(&errdetails.ErrorInfo{Reason: reason, Domain: domain}); err == nil {
-		s = detailed
-	}
-	return s.Err()
+	return dataplane.Domain.Errorf(code, reason, format, args...)
 }
 
 // kernelError wraps a failed look at the kernel, but for errors of the stream

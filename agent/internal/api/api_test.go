@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -24,6 +23,7 @@ import (
 	"github.com/millrace-project/millrace/agent/internal/dataplane"
 	"github.com/millrace-project/millrace/agent/internal/held"
 	"github.com/millrace-project/millrace/agent/internal/syncclient"
+	"github.com/millrace-project/millrace/proto/errorinfo"
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
@@ -151,13 +151,7 @@ func all[T any](t *testing.T, s grpc.ServerStreamingClient[T], err error) ([]*T,
 }
 
 func reason(err error) (codes.Code, string) {
-	s := status.Convert(err)
-	for _, d := range s.Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok {
-			return s.Code(), info.GetReason()
-		}
-	}
-	return s.Code(), ""
+	return status.Code(err), errorinfo.Reason(err)
 }
 
 func TestAnswers(t *testing.T) {

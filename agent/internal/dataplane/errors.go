@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/millrace-project/millrace/agent/internal/held"
+	"github.com/millrace-project/millrace/proto/errorinfo"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
@@ -22,6 +23,9 @@ var (
 	// ErrMoving says that a map has not ended its last growth.
 	ErrMoving = errors.New("the map's entries still move from its last growth")
 )
+
+// Domain is ErrorInfo.domain of everything that the agent's services refuse.
+const Domain errorinfo.Domain = "millrace.agent.v1"
 
 // Reasons of a ResourceError that any dataplane can give.
 const (

@@ -8,7 +8,6 @@ package endpointserver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -16,7 +15,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -69,11 +67,7 @@ type Server struct {
 }
 
 func fail(code codes.Code, reason, format string, args ...any) error {
-	s := status.New(code, fmt.Sprintf(format, args...))
-	if detailed, err := s.WithDetails(&errdetails.ErrorInfo{Reason: reason, Domain: "millrace.agent.v1"}); err == nil {
-		s = detailed
-	}
-	return s.Err()
+	return dataplane.Domain.Errorf(code, reason, format, args...)
 }
 
 // timed counts a call.

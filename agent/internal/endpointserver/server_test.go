@@ -13,7 +13,6 @@ import (
 	"testing"
 
 	"go.uber.org/zap"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -21,6 +20,7 @@ import (
 	"github.com/millrace-project/millrace/agent/internal/endpoints"
 	"github.com/millrace-project/millrace/agent/internal/endpoints/deferred"
 	"github.com/millrace-project/millrace/agent/internal/metrics"
+	"github.com/millrace-project/millrace/proto/errorinfo"
 	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 )
 
@@ -120,13 +120,7 @@ func (r *rig) names() string {
 func refused(t *testing.T, what string, err error, code codes.Code, reason, text string) {
 	t.Helper()
 	s := status.Convert(err)
-	got := ""
-	for _, d := range s.Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok {
-			got = info.GetReason()
-		}
-	}
-	if s.Code() != code || got != reason || !strings.Contains(s.Message(), text) {
+	if got := errorinfo.Reason(err); s.Code() != code || got != reason || !strings.Contains(s.Message(), text) {
 		t.Errorf("%s: %v with reason %q, want %v, %q and %q", what, err, got, code, reason, text)
 	}
 }

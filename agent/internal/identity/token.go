@@ -12,17 +12,19 @@ import (
 	"strings"
 	"sync"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/status"
 
 	"github.com/millrace-project/millrace/proto/access"
+	"github.com/millrace-project/millrace/proto/errorinfo"
 )
 
 // ReasonTokenFile is why a stream could not be opened whose token could not be
 // read.
 const ReasonTokenFile = "TOKEN_FILE"
+
+// domain is ErrorInfo.domain of what the agent finds wrong with itself.
+const domain errorinfo.Domain = "millrace.agent"
 
 // longestToken bounds what is read, in case that the file is another one.
 const longestToken = 16 << 10
@@ -55,11 +57,7 @@ func (f *TokenFile) GetRequestMetadata(context.Context, ...string) (map[string]s
 		return map[string]string{access.Header: access.Bearer(token)}, nil
 	}
 	f.problem = fmt.Sprintf("--token-file: %v; without a token calculators turn this agent away", err)
-	refused := status.Newf(codes.Unauthenticated, "read this agent's token: %v", err)
-	if detailed, err := refused.WithDetails(&errdetails.ErrorInfo{Reason: ReasonTokenFile, Domain: "millrace.agent"}); err == nil {
-		refused = detailed
-	}
-	return nil, refused.Err()
+	return nil, domain.Errorf(codes.Unauthenticated, ReasonTokenFile, "read this agent's token: %v", err)
 }
 
 func (f *TokenFile) read() (string, error) {

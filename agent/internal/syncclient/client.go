@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -26,6 +25,7 @@ import (
 	"github.com/millrace-project/millrace/agent/internal/applier"
 	"github.com/millrace-project/millrace/agent/internal/held"
 	"github.com/millrace-project/millrace/agent/internal/metrics"
+	"github.com/millrace-project/millrace/proto/errorinfo"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
@@ -192,13 +192,10 @@ func Reason(err error) string {
 	if errors.As(err, &refused) {
 		return refused.reason
 	}
-	s := status.Convert(err)
-	for _, detail := range s.Details() {
-		if info, ok := detail.(*errdetails.ErrorInfo); ok {
-			return info.GetReason()
-		}
+	if reason := errorinfo.Reason(err); reason != "" {
+		return reason
 	}
-	return strings.ToUpper(s.Code().String())
+	return strings.ToUpper(status.Code(err).String())
 }
 
 // refusal is why the agent itself ended a stream.

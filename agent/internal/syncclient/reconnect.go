@@ -9,8 +9,7 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc/status"
+	"github.com/millrace-project/millrace/proto/errorinfo"
 )
 
 // Backoff bounds the waits between attempts.
@@ -142,10 +141,5 @@ const longestDelay = 5 * time.Minute
 
 // retryDelay is how long a calculator asked to wait; 0 if it did not ask.
 func retryDelay(err error) time.Duration {
-	for _, detail := range status.Convert(err).Details() {
-		if info, ok := detail.(*errdetails.RetryInfo); ok {
-			return min(max(info.GetRetryDelay().AsDuration(), 0), longestDelay)
-		}
-	}
-	return 0
+	return min(max(errorinfo.RetryDelay(err), 0), longestDelay)
 }

@@ -10,22 +10,16 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/millrace-project/millrace/proto/errorinfo"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
 // refusedWith is a calculator's error with a reason and perhaps a delay.
 func refusedWith(code codes.Code, reason, message string, delay time.Duration) error {
-	s, err := status.New(code, message).WithDetails(&errdetails.ErrorInfo{Reason: reason},
-		&errdetails.RetryInfo{RetryDelay: durationpb.New(delay)})
-	if err != nil {
-		return err
-	}
-	return s.Err()
+	return errorinfo.Domain("").RetryErrorf(code, reason, delay, "%s", message)
 }
 
 // TestRetryDelay comes again no sooner than it was told, by chance up to twice

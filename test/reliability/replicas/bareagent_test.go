@@ -10,7 +10,6 @@ import (
 	"net"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -21,6 +20,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/millrace-project/millrace/proto/errorinfo"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
@@ -79,12 +79,7 @@ var updateField = (&dataplanev1.SyncResponse{}).ProtoReflect().Descriptor().Fiel
 func (a *bareAgent) connect(ctx context.Context, f *fixture, c *calculator, hello *dataplanev1.Hello) error {
 	for {
 		err := a.try(ctx, f, c, hello)
-		delay := time.Duration(0)
-		for _, detail := range status.Convert(err).Details() {
-			if info, ok := detail.(*errdetails.RetryInfo); ok {
-				delay = info.GetRetryDelay().AsDuration()
-			}
-		}
+		delay := errorinfo.RetryDelay(err)
 		if status.Code(err) != codes.Unavailable || delay == 0 || ctx.Err() != nil {
 			return err
 		}

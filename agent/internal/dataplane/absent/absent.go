@@ -10,9 +10,7 @@ import (
 	"slices"
 	"sync"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/millrace-project/millrace/agent/internal/dataplane"
 	"github.com/millrace-project/millrace/agent/internal/held"
@@ -80,11 +78,7 @@ func (p *Plane) DevicesGone(...uint32) {}
 func (p *Plane) State() *agentv1.DataplaneState { return p.state }
 
 func (p *Plane) refuse() error {
-	s := status.New(codes.FailedPrecondition, fmt.Sprintf("this node cannot be programmed: %s", p.Problems()))
-	if detailed, err := s.WithDetails(&errdetails.ErrorInfo{Reason: Reason, Domain: "millrace.agent.v1"}); err == nil {
-		s = detailed
-	}
-	return s.Err()
+	return dataplane.Domain.Errorf(codes.FailedPrecondition, Reason, "this node cannot be programmed: %s", p.Problems())
 }
 
 // Services refuses.

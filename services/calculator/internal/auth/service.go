@@ -7,7 +7,6 @@ import (
 	"crypto"
 	"crypto/x509"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -55,11 +54,8 @@ func (s *Service) SignCertificate(ctx context.Context, request *calculatorv1.Sig
 		return nil, err
 	}
 	if s.Sign == nil {
-		refused := status.New(codes.FailedPrecondition, "this calculator's certificate comes from elsewhere, so that it can sign none: give the agent --tls-cert and --tls-key")
-		if detailed, err := refused.WithDetails(&errdetails.ErrorInfo{Reason: ReasonNoAuthority, Domain: access.Domain}); err == nil {
-			refused = detailed
-		}
-		return nil, refused.Err()
+		return nil, access.Deny(codes.FailedPrecondition, ReasonNoAuthority,
+			"this calculator's certificate comes from elsewhere, so that it can sign none: give the agent --tls-cert and --tls-key")
 	}
 	csr, err := x509.ParseCertificateRequest(request.GetRequest())
 	if err == nil {

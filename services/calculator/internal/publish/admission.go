@@ -117,6 +117,6 @@ func (a *admission) busy() error {
 	defer a.mu.Unlock()
 	ahead := a.waiting.Len()
 	delay := time.Duration(ahead/a.limit+1) * a.pace
-	return refusalWithDelay(codes.Unavailable, ReasonBusy, min(max(delay, leastDelay), mostDelay),
+	return domain.RetryErrorf(codes.Unavailable, ReasonBusy, min(max(delay, leastDelay), mostDelay),
 		"%d agents are being brought up and %d wait", a.running, ahead)
 }

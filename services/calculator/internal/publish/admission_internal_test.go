@@ -9,8 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc/status"
+	"github.com/millrace-project/millrace/proto/errorinfo"
 )
 
 func (a *admission) await(t *testing.T, running, waiting int) {
@@ -84,13 +83,7 @@ func TestTurnRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = a.enter(t.Context(), nil)
-	var delay time.Duration
-	for _, detail := range status.Convert(err).Details() {
-		if info, ok := detail.(*errdetails.RetryInfo); ok {
-			delay = info.GetRetryDelay().AsDuration()
-		}
-	}
-	if ReasonOf(err) != ReasonBusy || delay < leastDelay || delay > mostDelay {
+	if delay := errorinfo.RetryDelay(err); errorinfo.Reason(err) != ReasonBusy || delay < leastDelay || delay > mostDelay {
 		t.Errorf("got %v with a delay of %v, want %s and a delay", err, delay, ReasonBusy)
 	}
 	a.wait = time.Hour
@@ -106,7 +99,7 @@ func TestTurnRefused(t *testing.T) {
 		t.Errorf("got %v, want the context's error", err)
 	}
 	close(closed)
-	if err := <-failures; ReasonOf(err) != ReasonDraining {
+	if err := <-failures; errorinfo.Reason(err) != ReasonDraining {
 		t.Errorf("got %v, want %s", err, ReasonDraining)
 	}
 	leave()

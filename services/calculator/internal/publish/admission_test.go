@@ -8,10 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/millrace-project/millrace/proto/errorinfo"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 	"github.com/millrace-project/millrace/services/calculator/internal/publish"
 )
@@ -32,15 +32,6 @@ func big(k string, version uint64) publish.Change {
 	return publish.Change{Audience: "all", Resource: r}
 }
 
-func delayOf(err error) time.Duration {
-	for _, detail := range status.Convert(err).Details() {
-		if info, ok := detail.(*errdetails.RetryInfo); ok {
-			return info.GetRetryDelay().AsDuration()
-		}
-	}
-	return 0
-}
-
 // While one agent is brought up another that needs something waits, and one
 // that holds everything does not.
 func TestJoinsWaitForTheirTurn(t *testing.T) {
@@ -54,8 +45,8 @@ func TestJoinsWaitForTheirTurn(t *testing.T) {
 	c.eventually("n1 has its turn", func() bool { return c.counter("millrace_calculator_joins", "running") == 1 })
 	next.dial(c)
 	next.send(next.hello())
-	if _, err := next.tryBatch(); publish.ReasonOf(err) != publish.ReasonBusy || status.Code(err) != codes.Unavailable || delayOf(err) == 0 {
-		t.Errorf("got %v with a delay of %v, want %s with one", err, delayOf(err), publish.ReasonBusy)
+	if _, err := next.tryBatch(); errorinfo.Reason(err) != publish.ReasonBusy || status.Code(err) != codes.Unavailable || errorinfo.RetryDelay(err) == 0 {
+		t.Errorf("got %v with a delay of %v, want %s with one", err, errorinfo.RetryDelay(err), publish.ReasonBusy)
 	}
 	current.connect(c)
 	stalled.batch()
@@ -90,7 +81,7 @@ func TestDrainWhileWaiting(t *testing.T) {
 		})
 	}
 	go c.service.Drain(context.Background(), "going", time.Millisecond, 10*time.Second)
-	if _, err := next.tryBatch(); publish.ReasonOf(err) != publish.ReasonDraining {
+	if _, err := next.tryBatch(); errorinfo.Reason(err) != publish.ReasonDraining {
 		t.Errorf("got %v, want %s", err, publish.ReasonDraining)
 	}
 }
@@ -106,7 +97,7 @@ func TestOldStreamIsRenewed(t *testing.T) {
 	if err != nil || response.GetDrain().GetCause() != dataplanev1.DrainCause_DRAIN_CAUSE_CONNECTION_AGE {
 		t.Fatalf("got %v, %v, want to be asked to connect anew", response, err)
 	}
-	if _, err := a.stream.Recv(); publish.ReasonOf(err) != publish.ReasonConnectionAge || status.Code(err) != codes.Unavailable {
+	if _, err := a.stream.Recv(); errorinfo.Reason(err) != publish.ReasonConnectionAge || status.Code(err) != codes.Unavailable {
 		t.Errorf("got %v, want %s", err, publish.ReasonConnectionAge)
 	}
 }
@@ -120,7 +111,7 @@ func TestTwoAgentsWithOneName(t *testing.T) {
 	one.instance, two.instance = "one", "two"
 	one.connect(c)
 	two.connect(c)
-	if _, err := one.tryBatch(); publish.ReasonOf(err) != publish.ReasonReplaced {
+	if _, err := one.tryBatch(); errorinfo.Reason(err) != publish.ReasonReplaced {
 		t.Fatalf("the first agent's stream ended with %v, want %s", err, publish.ReasonReplaced)
 	}
 	if problems := c.service.Problems(); len(problems) != 0 {
@@ -129,7 +120,7 @@ func TestTwoAgentsWithOneName(t *testing.T) {
 	for range 3 {
 		one.dial(c)
 		one.send(one.hello())
-		if _, err := one.tryBatch(); publish.ReasonOf(err) != publish.ReasonDuplicateNode || status.Code(err) != codes.AlreadyExists || delayOf(err) == 0 {
+		if _, err := one.tryBatch(); errorinfo.Reason(err) != publish.ReasonDuplicateNode || status.Code(err) != codes.AlreadyExists || errorinfo.RetryDelay(err) == 0 {
 			t.Fatalf("it came back to %v, want %s with a delay", err, publish.ReasonDuplicateNode)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/millrace-project/millrace/proto/errorinfo"
 	"github.com/millrace-project/millrace/services/calculator/internal/publish"
 )
 
@@ -48,7 +49,7 @@ func TestRefusalSaysWhatTheSourceSays(t *testing.T) {
 	a.dial(c)
 	a.send(a.hello())
 	_, err := a.tryBatch()
-	if status.Code(err) != codes.Unavailable || publish.ReasonOf(err) != publish.ReasonBehindPosition ||
+	if status.Code(err) != codes.Unavailable || errorinfo.Reason(err) != publish.ReasonBehindPosition ||
 		!strings.Contains(err.Error(), "services 10 < 1000") || !strings.Contains(err.Error(), "raise the epoch") {
 		t.Errorf("error %v", err)
 	}

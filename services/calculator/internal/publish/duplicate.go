@@ -60,7 +60,7 @@ func (n *nodeState) admitInstance(nodeName, instance, peer string, now time.Time
 	n.duplicate = duplicate{peer: peer, seen: now}
 	n.stream.notify(&dataplanev1.Notice{Reason: ReasonDuplicateNode, Message: fmt.Sprintf(
 		"another agent, at %s, has the name of this node, %q, and is refused while this one is connected: give each node's agent its own --node-name", peer, nodeName)})
-	return refusalWithDelay(codes.AlreadyExists, ReasonDuplicateNode, duplicateDelay,
+	return domain.RetryErrorf(codes.AlreadyExists, ReasonDuplicateNode, duplicateDelay,
 		"another agent, at %s, has the name of this node, %q, and is connected: give each node's agent its own --node-name", n.peer, nodeName)
 }
 

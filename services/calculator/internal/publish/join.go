@@ -13,6 +13,7 @@ import (
 	"github.com/millrace-project/millrace/proto/access"
 	"github.com/millrace-project/millrace/proto/digest"
 	"github.com/millrace-project/millrace/proto/epoch"
+	"github.com/millrace-project/millrace/proto/errorinfo"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
@@ -28,7 +29,7 @@ func (st *stream) admit(hello *dataplanev1.Hello) (view, error) {
 		return view{}, err
 	}
 	if count := len(hello.GetBucketDigests()); count&(count-1) != 0 {
-		return view{}, refusal(codes.InvalidArgument, ReasonMalformed,
+		return view{}, domain.Errorf(codes.InvalidArgument, ReasonMalformed,
 			"field hello.bucket_digests: %d buckets, the count must be a power of two", count)
 	}
 	patience := time.NewTimer(st.service.Patience)
@@ -84,7 +85,7 @@ func (st *stream) awaitTurn(hello *dataplanev1.Hello, now *view) (leave func(), 
 // overtaken has the source find out how far it really is if that is why the
 // agent is refused, and returns what the source says about it.
 func (st *stream) overtaken(hello *dataplanev1.Hello, refused error) string {
-	if st.service.Ahead == nil || ReasonOf(refused) != ReasonBehindPosition {
+	if st.service.Ahead == nil || errorinfo.Reason(refused) != ReasonBehindPosition {
 		return ""
 	}
 	return st.service.Ahead(st.node, hello.GetEpoch(), hello.GetPosition().GetResourceVersions())
@@ -95,7 +96,7 @@ func advised(refused error, advice string) error {
 	if advice == "" {
 		return refused
 	}
-	return refusal(status.Code(refused), ReasonOf(refused), "%s; %s", status.Convert(refused).Message(), advice)
+	return domain.Errorf(status.Code(refused), errorinfo.Reason(refused), "%s; %s", status.Convert(refused).Message(), advice)
 }
 
 // readiness is the outcome of one look at whether an agent can be served.
@@ -110,15 +111,15 @@ type readiness struct {
 func (st *stream) ready(hello *dataplanev1.Hello) (readiness, error) {
 	snapshot, reached, advanced := st.service.publisher.status()
 	if snapshot == nil {
-		return readiness{advanced: advanced}, refusal(codes.Unavailable, ReasonNotSynced, "this calculator has not read its source in whole yet")
+		return readiness{advanced: advanced}, domain.Errorf(codes.Unavailable, ReasonNotSynced, "this calculator has not read its source in whole yet")
 	}
 	own := st.service.Epoch()
 	switch epoch.Compare(hello.GetEpoch(), own) {
 	case epoch.Foreign:
-		return readiness{final: true}, refusal(codes.FailedPrecondition, ReasonWrongEpoch,
+		return readiness{final: true}, domain.Errorf(codes.FailedPrecondition, ReasonWrongEpoch,
 			"field hello.epoch: the agent holds state of %q, this calculator computes %q", hello.GetEpoch(), own)
 	case epoch.Ahead:
-		return readiness{final: true}, refusal(codes.Unavailable, ReasonBehindPosition,
+		return readiness{final: true}, domain.Errorf(codes.Unavailable, ReasonBehindPosition,
 			"field hello.epoch: the agent has heard of %q, this calculator computes %q", hello.GetEpoch(), own)
 	}
 	now, ok := snapshot.view(st.node)
@@ -126,7 +127,7 @@ func (st *stream) ready(hello *dataplanev1.Hello) (readiness, error) {
 		return readiness{advanced: advanced}, unknownNode(st.node)
 	}
 	if kinds := reached.behind(st.floor(hello)); len(kinds) > 0 {
-		return readiness{advanced: advanced}, refusal(codes.Unavailable, ReasonBehindPosition,
+		return readiness{advanced: advanced}, domain.Errorf(codes.Unavailable, ReasonBehindPosition,
 			"field hello.position: the agent knows more than this calculator: %s", strings.Join(kinds, ", "))
 	}
 	return readiness{view: now}, nil
@@ -143,7 +144,7 @@ func (st *stream) floor(hello *dataplanev1.Hello) Position {
 }
 
 func unknownNode(node string) error {
-	return refusal(codes.NotFound, ReasonUnknownNode, "the cluster has no node %q", node)
+	return domain.Errorf(codes.NotFound, ReasonUnknownNode, "the cluster has no node %q", node)
 }
 
 // authorize returns the name of the node: of an agent the one that its credential
@@ -154,7 +155,7 @@ func (st *stream) authorize(claimed string) (string, error) {
 		return "", err
 	}
 	if node == "" {
-		return "", refusal(codes.InvalidArgument, ReasonMalformed, "field hello.node_name: must not be empty")
+		return "", domain.Errorf(codes.InvalidArgument, ReasonMalformed, "field hello.node_name: must not be empty")
 	}
 	return node, nil
 }
@@ -223,21 +224,21 @@ func (st *stream) askHeld(buckets []uint32) (map[uint32]map[name]uint64, error) 
 		select {
 		case answer := <-st.held:
 			if _, ok := missing[answer.GetBucket()]; !ok {
-				return nil, refusal(codes.InvalidArgument, ReasonMalformed, "field held.bucket: bucket %d was not asked for or has been answered", answer.GetBucket())
+				return nil, domain.Errorf(codes.InvalidArgument, ReasonMalformed, "field held.bucket: bucket %d was not asked for or has been answered", answer.GetBucket())
 			}
 			delete(missing, answer.GetBucket())
 			resources := make(map[name]uint64, len(answer.GetResources()))
 			for _, resource := range answer.GetResources() {
 				n := nameOf(resource.GetName())
 				if bucketIndex(n) != int(answer.GetBucket()) {
-					return nil, refusal(codes.InvalidArgument, ReasonMalformed,
+					return nil, domain.Errorf(codes.InvalidArgument, ReasonMalformed,
 						"field held.resources: %s %q does not belong to bucket %d", n.kind, n.key, answer.GetBucket())
 				}
 				resources[n] = resource.GetVersion()
 			}
 			held[answer.GetBucket()] = resources
 		case <-patience.C:
-			return nil, refusal(codes.InvalidArgument, ReasonMalformed, "%d held messages did not come in %v", len(missing), st.service.Answer)
+			return nil, domain.Errorf(codes.InvalidArgument, ReasonMalformed, "%d held messages did not come in %v", len(missing), st.service.Answer)
 		case <-st.context().Done():
 			return nil, st.context().Err()
 		}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/millrace-project/millrace/proto/errorinfo"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 	"github.com/millrace-project/millrace/services/calculator/internal/publish"
 )
@@ -60,8 +61,8 @@ func TestRefusals(t *testing.T) {
 			a.dial(c)
 			a.send(a.hello())
 			_, err := a.tryBatch()
-			if status.Code(err) != test.code || publish.ReasonOf(err) != test.reason || !strings.Contains(err.Error(), test.names) {
-				t.Errorf("error %v with reason %q, want %v with %q naming %s", err, publish.ReasonOf(err), test.code, test.reason, test.names)
+			if status.Code(err) != test.code || errorinfo.Reason(err) != test.reason || !strings.Contains(err.Error(), test.names) {
+				t.Errorf("error %v with reason %q, want %v with %q naming %s", err, errorinfo.Reason(err), test.code, test.reason, test.names)
 			}
 			c.eventually("the end is counted", func() bool {
 				return c.counter("millrace_calculator_streams_ended_total", test.reason) == 1
@@ -119,7 +120,7 @@ func TestUnknownMessageEndsItsOwnStreamOnly(t *testing.T) {
 	}
 	bad.send(unknown)
 	_, err := bad.tryBatch()
-	if status.Code(err) != codes.InvalidArgument || publish.ReasonOf(err) != publish.ReasonUnknownMessage || !strings.Contains(err.Error(), "type 31") {
+	if status.Code(err) != codes.InvalidArgument || errorinfo.Reason(err) != publish.ReasonUnknownMessage || !strings.Contains(err.Error(), "type 31") {
 		t.Errorf("error %v, want InvalidArgument naming type 31", err)
 	}
 	c.publish(publish.Batch{Changes: []publish.Change{upsert("all", typeService, "default/x", 1)}})
@@ -147,7 +148,7 @@ func TestNewerStreamReplacesOlder(t *testing.T) {
 	older, newer := newAgent(t, "n1"), newAgent(t, "n1")
 	older.connect(c)
 	newer.connect(c)
-	if _, err := older.tryBatch(); status.Code(err) != codes.Aborted || publish.ReasonOf(err) != publish.ReasonReplaced {
+	if _, err := older.tryBatch(); status.Code(err) != codes.Aborted || errorinfo.Reason(err) != publish.ReasonReplaced {
 		t.Errorf("the older stream ended with %v, want Aborted, %s", err, publish.ReasonReplaced)
 	}
 	c.publish(publish.Batch{Changes: []publish.Change{upsert("all", typeService, "default/x", 1)}})
@@ -163,7 +164,7 @@ func TestRemovedNodeIsToldSo(t *testing.T) {
 	a := newAgent(t, "n1")
 	a.connect(c)
 	c.publish(publish.Batch{Nodes: []publish.Node{{Name: "n1", Removed: true}}, Changes: []publish.Change{removal("node/n1", typeNodeConfig, "n1")}})
-	if _, err := a.tryBatch(); status.Code(err) != codes.NotFound || publish.ReasonOf(err) != publish.ReasonUnknownNode {
+	if _, err := a.tryBatch(); status.Code(err) != codes.NotFound || errorinfo.Reason(err) != publish.ReasonUnknownNode {
 		t.Errorf("the stream ended with %v, want NotFound, %s", err, publish.ReasonUnknownNode)
 	}
 	if len(a.held) == 0 {
@@ -224,7 +225,7 @@ func TestDrain(t *testing.T) {
 	}
 	late := newAgent(t, "n1")
 	late.dial(c)
-	if _, err := late.tryBatch(); publish.ReasonOf(err) != publish.ReasonDraining {
+	if _, err := late.tryBatch(); errorinfo.Reason(err) != publish.ReasonDraining {
 		t.Errorf("a new stream got %v, want %s", err, publish.ReasonDraining)
 	}
 	select {

@@ -3,14 +3,9 @@
 package publish
 
 import (
-	"fmt"
-	"time"
-
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/protoadapt"
-	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/millrace-project/millrace/proto/errorinfo"
 )
 
 // Reasons why a stream is refused or ended, as ErrorInfo.reason carries them.
@@ -45,41 +40,10 @@ const (
 	ReasonDuplicateNode = "DUPLICATE_NODE"
 )
 
-// errorDomain is ErrorInfo.domain of everything that this service refuses.
-const errorDomain = "millrace.dataplane.v1"
-
-// refusal makes an error that carries a stable reason for programs.
-func refusal(code codes.Code, reason string, format string, args ...any) error {
-	return detailed(code, fmt.Sprintf(format, args...), &errdetails.ErrorInfo{Reason: reason, Domain: errorDomain})
-}
-
-// refusalWithDelay is refusal that also tells when to try again.
-func refusalWithDelay(code codes.Code, reason string, delay time.Duration, format string, args ...any) error {
-	return detailed(code, fmt.Sprintf(format, args...), &errdetails.ErrorInfo{Reason: reason, Domain: errorDomain},
-		&errdetails.RetryInfo{RetryDelay: durationpb.New(delay)})
-}
-
-func detailed(code codes.Code, message string, details ...protoadapt.MessageV1) error {
-	plain := status.New(code, message)
-	st, err := plain.WithDetails(details...)
-	if err != nil {
-		return plain.Err()
-	}
-	return st.Err()
-}
+// domain is ErrorInfo.domain of everything that this service refuses.
+const domain errorinfo.Domain = "millrace.dataplane.v1"
 
 // errDraining refuses an agent because the calculator is about to go.
 func errDraining() error {
-	return refusal(codes.Unavailable, ReasonDraining, "this calculator is about to stop")
-}
-
-// ReasonOf returns the reason that an error of this service carries; empty if
-// it carries none.
-func ReasonOf(err error) string {
-	for _, detail := range status.Convert(err).Details() {
-		if info, ok := detail.(*errdetails.ErrorInfo); ok {
-			return info.GetReason()
-		}
-	}
-	return ""
+	return domain.Errorf(codes.Unavailable, ReasonDraining, "this calculator is about to stop")
 }

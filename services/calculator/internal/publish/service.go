@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/millrace-project/millrace/proto/errorinfo"
 	dataplanev1 "github.com/millrace-project/millrace/proto/millrace/dataplane/v1"
 )
 
@@ -138,7 +139,7 @@ func (s *Service) Sync(server grpc.BidiStreamingServer[dataplanev1.SyncRequest, 
 	select {
 	case err = <-done:
 	case <-st.replaced:
-		err = refusal(codes.Aborted, ReasonReplaced, "a newer stream of node %q, of the agent at %s, replaces this one", st.node, st.replacedBy)
+		err = domain.Errorf(codes.Aborted, ReasonReplaced, "a newer stream of node %q, of the agent at %s, replaces this one", st.node, st.replacedBy)
 	case err = <-st.stalled():
 	case <-server.Context().Done():
 		err = status.FromContextError(server.Context().Err()).Err()
@@ -151,7 +152,7 @@ func (s *Service) ended(st *stream, err error) error {
 	if errors.Is(err, io.EOF) {
 		err = nil // the agent has closed its side: a proper end
 	}
-	reason := ReasonOf(err)
+	reason := errorinfo.Reason(err)
 	if reason == "" {
 		reason = status.Code(err).String()
 	}

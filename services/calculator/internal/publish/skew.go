@@ -21,7 +21,7 @@ import (
 //     the agent remove what it forwards by.
 func (st *stream) announce(types []*dataplanev1.TypeSupport) error {
 	if len(types) == 0 {
-		return refusal(codes.InvalidArgument, ReasonMalformed, "field hello.types: an agent must announce at least one type")
+		return domain.Errorf(codes.InvalidArgument, ReasonMalformed, "field hello.types: an agent must announce at least one type")
 	}
 	for _, support := range types {
 		oldest, published := st.service.Schemas[support.GetType()]
@@ -29,7 +29,7 @@ func (st *stream) announce(types []*dataplanev1.TypeSupport) error {
 		case !published:
 			st.foreign.add(support.GetType())
 		case support.GetSchema() < oldest:
-			return refusal(codes.FailedPrecondition, ReasonSchemaTooOld,
+			return domain.Errorf(codes.FailedPrecondition, ReasonSchemaTooOld,
 				"field hello.types: the agent understands %s up to schema %d, this calculator, version %s, publishes none below %d; upgrade the agent",
 				support.GetType(), support.GetSchema(), st.service.Version, oldest)
 		default:

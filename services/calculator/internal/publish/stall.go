@@ -30,7 +30,7 @@ func (st *stream) stalled() <-chan error {
 			case now := <-tick.C:
 				since := st.sending.Load()
 				if since != 0 && now.Sub(time.Unix(0, since)) > st.service.StallLimit {
-					result <- refusal(codes.Unavailable, ReasonStalled, "the agent has read nothing for %v", st.service.StallLimit)
+					result <- domain.Errorf(codes.Unavailable, ReasonStalled, "the agent has read nothing for %v", st.service.StallLimit)
 					return
 				}
 			}

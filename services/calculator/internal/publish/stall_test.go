@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/millrace-project/millrace/proto/errorinfo"
 	"github.com/millrace-project/millrace/services/calculator/internal/publish"
 )
 
@@ -29,7 +30,7 @@ func TestStalledStreamEnds(t *testing.T) {
 	})
 	for {
 		if _, err := a.stream.Recv(); err != nil {
-			if publish.ReasonOf(err) != publish.ReasonStalled || status.Code(err) != codes.Unavailable {
+			if errorinfo.Reason(err) != publish.ReasonStalled || status.Code(err) != codes.Unavailable {
 				t.Errorf("got %v, want %s", err, publish.ReasonStalled)
 			}
 			return
@@ -201,7 +202,7 @@ func stallAtRandom(t *testing.T, seed uint64) uint64 {
 			}
 			commit, err := stalled.tryBatch()
 			if err != nil {
-				if publish.ReasonOf(err) != publish.ReasonUnknownNode {
+				if errorinfo.Reason(err) != publish.ReasonUnknownNode {
 					t.Fatal(err)
 				}
 				connected = false // there was no node for a moment

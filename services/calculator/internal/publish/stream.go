@@ -80,7 +80,7 @@ func (st *stream) receive() error {
 		switch message := request.GetMessage().(type) {
 		case *dataplanev1.SyncRequest_Hello:
 			if greeted {
-				return refusal(codes.InvalidArgument, ReasonMalformed, "field hello: a stream has one hello, this is another")
+				return domain.Errorf(codes.InvalidArgument, ReasonMalformed, "field hello: a stream has one hello, this is another")
 			}
 			greeted = true
 			st.claimed.Store(message.Hello.GetNodeName())
@@ -92,7 +92,7 @@ func (st *stream) receive() error {
 			case <-st.server.Context().Done():
 				return nil
 			case <-time.After(st.service.Answer):
-				return refusal(codes.InvalidArgument, ReasonMalformed, "field held: bucket %d was not asked for", message.Held.GetBucket())
+				return domain.Errorf(codes.InvalidArgument, ReasonMalformed, "field held: bucket %d was not asked for", message.Held.GetBucket())
 			}
 		case *dataplanev1.SyncRequest_Ack:
 			if err := st.handleAck(message.Ack); err != nil {
@@ -108,7 +108,7 @@ func (st *stream) receive() error {
 			return st.unknownMessage(request)
 		}
 		if !greeted {
-			return refusal(codes.InvalidArgument, ReasonMalformed, "the first message must be hello, this is %T", request.GetMessage())
+			return domain.Errorf(codes.InvalidArgument, ReasonMalformed, "the first message must be hello, this is %T", request.GetMessage())
 		}
 	}
 }
@@ -117,7 +117,7 @@ func (st *stream) receive() error {
 func (st *stream) handleAck(ack *dataplanev1.Ack) error {
 	committed := st.committed.Load()
 	if revision := ack.GetProgrammedRevision(); revision > committed {
-		return refusal(codes.InvalidArgument, ReasonMalformed,
+		return domain.Errorf(codes.InvalidArgument, ReasonMalformed,
 			"field ack.programmed_revision: %d was never sent on this stream, the last is %d", revision, committed)
 	}
 	node := st.state.Load()
@@ -140,13 +140,13 @@ func (st *stream) handleAck(ack *dataplanev1.Ack) error {
 func (st *stream) unknownMessage(request *dataplanev1.SyncRequest) error {
 	unknown := request.ProtoReflect().GetUnknown()
 	if len(unknown) == 0 {
-		return refusal(codes.InvalidArgument, ReasonMalformed, "field message: the request is empty")
+		return domain.Errorf(codes.InvalidArgument, ReasonMalformed, "field message: the request is empty")
 	}
 	number, _, length := protowire.ConsumeField(unknown)
 	if length < 0 {
-		return refusal(codes.InvalidArgument, ReasonMalformed, "field message: %v", protowire.ParseError(length))
+		return domain.Errorf(codes.InvalidArgument, ReasonMalformed, "field message: %v", protowire.ParseError(length))
 	}
-	return refusal(codes.InvalidArgument, ReasonUnknownMessage,
+	return domain.Errorf(codes.InvalidArgument, ReasonUnknownMessage,
 		"field message: a SyncRequest of type %d is unknown to this calculator, version %s", number, st.service.Version)
 }
 
@@ -193,7 +193,7 @@ func (st *stream) awaitHello() (*dataplanev1.Hello, error) {
 	case hello := <-st.hello:
 		return hello, nil
 	case <-timeout.C:
-		return nil, refusal(codes.InvalidArgument, ReasonMalformed, "no hello came in %v", st.service.Answer)
+		return nil, domain.Errorf(codes.InvalidArgument, ReasonMalformed, "no hello came in %v", st.service.Answer)
 	case <-st.server.Context().Done():
 		return nil, st.server.Context().Err()
 	}
@@ -237,7 +237,7 @@ func (st *stream) follow(node *nodeState, at *view, floor Position) error {
 				left = timer.C
 				continue
 			case <-left:
-				return refusal(codes.Unavailable, ReasonConnectionAge, "the agent was asked to connect anew and did not in %v", st.service.AgeGrace)
+				return domain.Errorf(codes.Unavailable, ReasonConnectionAge, "the agent was asked to connect anew and did not in %v", st.service.AgeGrace)
 			case notice := <-st.notices:
 				if err := st.sendNotice(notice); err != nil {
 					return err
