@@ -20,42 +20,23 @@ func (a *App) newAffinity() *cobra.Command {
 			return a.affinity(cmd, &request)
 		},
 	}
-	cmd.Flags().StringVar(&request.Address, "address", "", "only clients with, or backends at, this address")
-	cmd.Flags().StringVar(&request.Service, "service", "", "only of this service, NAMESPACE/NAME")
+	selectionFlags(cmd, &request.Address, "only clients with, or backends at, this address",
+		&request.Service, "only of this service, NAMESPACE/NAME")
 	return cmd
 }
 
 func (a *App) affinity(cmd *cobra.Command, request *agentv1.ListAffinitiesRequest) error {
-	if err := checkSelection(request); err != nil {
-		return err
-	}
-	s, err := a.dialAgent(cmd.Context())
-	if err != nil {
-		return err
-	}
-	defer s.close()
-	stream, err := s.agent().ListAffinities(s.ctx, request)
-	clients, err := collect(s, "listing clients", stream, err)
+	clients, err := listAgent(a, cmd, "listing clients", agentv1.AgentServiceClient.ListAffinities, request)
 	if err != nil {
 		return err
 	}
 	if a.output.forProgram() {
 		return printList(a, clients)
 	}
-	header := []string{"CLIENT", "SERVICE", "PORT NAME", "BACKEND", "USABLE", "IDLE", "EXPIRES"}
-	if a.output.wide() {
-		header = append(header, "FAMILY")
-	}
-	t := &table{header: header}
+	t := a.table([]string{"CLIENT", "SERVICE", "PORT NAME", "BACKEND", "USABLE", "IDLE", "EXPIRES"}, "FAMILY")
 	for _, c := range clients {
-		cells := []string{
-			clientName(c), c.GetService(), c.GetPortName(), c.GetBackend(), yesNo(c.GetUsable()),
-			duration(c.GetIdle()), duration(c.GetExpires()),
-		}
-		if a.output.wide() {
-			cells = append(cells, fmt.Sprintf("IPv%d", c.GetFamily()))
-		}
-		t.row(cells...)
+		t.row(clientName(c), c.GetService(), c.GetPortName(), c.GetBackend(), yesNo(c.GetUsable()),
+			duration(c.GetIdle()), duration(c.GetExpires()), fmt.Sprintf("IPv%d", c.GetFamily()))
 	}
 	return a.printTable(t, "clients")
 }

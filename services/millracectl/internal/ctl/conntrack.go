@@ -22,58 +22,43 @@ func (a *App) newConntrack() *cobra.Command {
 			return a.conntrack(cmd, &request)
 		},
 	}
-	cmd.Flags().StringVar(&request.Address, "address", "", "only flows that touch this address")
-	cmd.Flags().StringVar(&request.Service, "service", "", "only flows of this service, NAMESPACE/NAME")
+	selectionFlags(cmd, &request.Address, "only flows that touch this address",
+		&request.Service, "only flows of this service, NAMESPACE/NAME")
 	return cmd
 }
 
 func (a *App) conntrack(cmd *cobra.Command, request *agentv1.ListConntrackRequest) error {
-	if err := checkSelection(request); err != nil {
-		return err
-	}
-	s, err := a.dialAgent(cmd.Context())
-	if err != nil {
-		return err
-	}
-	defer s.close()
-	stream, err := s.agent().ListConntrack(s.ctx, request)
-	flows, err := collect(s, "listing flows", stream, err)
+	flows, err := listAgent(a, cmd, "listing flows", agentv1.AgentServiceClient.ListConntrack, request)
 	if err != nil {
 		return err
 	}
 	if a.output.forProgram() {
 		return printList(a, flows)
 	}
-	header := []string{"PROTOCOL", "STATE", "CLIENT", "FRONTEND", "BACKEND", "SOURCE", "EXPIRES", "SERVICE"}
-	if a.output.wide() {
-		header = append(header, "FAMILY", "FLAGS")
-	}
-	t := &table{header: header}
+	t := a.table([]string{"PROTOCOL", "STATE", "CLIENT", "FRONTEND", "BACKEND", "SOURCE", "EXPIRES", "SERVICE"},
+		"FAMILY", "FLAGS")
 	for _, f := range flows {
-		cells := []string{
-			protocol(f.GetProtocol()), f.GetState(), f.GetClient(), f.GetFrontend(), f.GetBackend(),
+		t.row(protocol(f.GetProtocol()), f.GetState(), f.GetClient(), f.GetFrontend(), f.GetBackend(),
 			f.GetSource(), duration(f.GetExpires()), f.GetService(),
-		}
-		if a.output.wide() {
-			cells = append(cells, fmt.Sprintf("IPv%d", f.GetFamily()), strings.Join(f.GetFlags(), ","))
-		}
-		t.row(cells...)
+			fmt.Sprintf("IPv%d", f.GetFamily()), strings.Join(f.GetFlags(), ","))
 	}
 	return a.printTable(t, "flows")
 }
 
-// checkSelection checks the flags by which flows and clients are selected.
-func checkSelection(request interface {
-	GetAddress() string
-	GetService() string
-}) error {
-	if request.GetAddress() != "" {
-		if _, err := netip.ParseAddr(request.GetAddress()); err != nil {
-			return usagef("invalid --address %q; allowed is an IPv4 or IPv6 address", request.GetAddress())
+// selectionFlags adds the flags by which flows and clients are selected, and
+// has them checked before the command runs.
+func selectionFlags(cmd *cobra.Command, address *string, addressUsage string, service *string, serviceUsage string) {
+	cmd.Flags().StringVar(address, "address", "", addressUsage)
+	cmd.Flags().StringVar(service, "service", "", serviceUsage)
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if *address != "" {
+			if _, err := netip.ParseAddr(*address); err != nil {
+				return usagef("invalid --address %q; allowed is an IPv4 or IPv6 address", *address)
+			}
 		}
+		if *service != "" && strings.Count(*service, "/") != 1 {
+			return usagef("invalid --service %q; allowed is NAMESPACE/NAME", *service)
+		}
+		return nil
 	}
-	if svc := request.GetService(); svc != "" && strings.Count(svc, "/") != 1 {
-		return usagef("invalid --service %q; allowed is NAMESPACE/NAME", svc)
-	}
-	return nil
 }

@@ -23,13 +23,7 @@ Exits with status 1 if anything differs.`,
 }
 
 func (a *App) diff(cmd *cobra.Command) error {
-	s, err := a.dialAgent(cmd.Context())
-	if err != nil {
-		return err
-	}
-	defer s.close()
-	stream, err := s.agent().DiffDesired(s.ctx, &agentv1.DiffDesiredRequest{})
-	differences, err := collect(s, "comparing", stream, err)
+	differences, err := listAgent(a, cmd, "comparing", agentv1.AgentServiceClient.DiffDesired, &agentv1.DiffDesiredRequest{})
 	if err != nil {
 		return err
 	}

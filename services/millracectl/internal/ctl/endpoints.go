@@ -34,36 +34,22 @@ pod's packets; without one the last column says why there is none.`,
 }
 
 func (a *App) endpoints(cmd *cobra.Command, request *agentv1.ListEndpointsRequest) error {
-	s, err := a.dialAgent(cmd.Context())
-	if err != nil {
-		return err
-	}
-	defer s.close()
-	stream, err := s.agent().ListEndpoints(s.ctx, request)
-	list, err := collect(s, "listing endpoints", stream, err)
+	list, err := listAgent(a, cmd, "listing endpoints", agentv1.AgentServiceClient.ListEndpoints, request)
 	if err != nil {
 		return err
 	}
 	if a.output.forProgram() {
 		return printList(a, list)
 	}
-	header := []string{"NAMESPACE", "NAME", "ADDRESSES", "DEVICE", "KNOWN FROM", "PROBLEM"}
-	if a.output.wide() {
-		header = append(header, "UID", "FOUND BY", "SANDBOX", "INTERFACE", "ADDED")
-	}
-	t := &table{header: header}
+	t := a.table([]string{"NAMESPACE", "NAME", "ADDRESSES", "DEVICE", "KNOWN FROM", "PROBLEM"},
+		"UID", "FOUND BY", "SANDBOX", "INTERFACE", "ADDED")
 	for _, e := range list {
-		cells := []string{
-			e.GetNamespace(), e.GetName(), strings.Join(e.GetAddresses(), ","), e.GetDevice(), strings.Join(e.GetSources(), ","), e.GetProblem(),
+		added := a.since(e.GetAddTime())
+		if added != "" {
+			added += " ago"
 		}
-		if a.output.wide() {
-			added := a.since(e.GetAddTime())
-			if added != "" {
-				added += " ago"
-			}
-			cells = append(cells, e.GetUid(), e.GetDeviceBy(), e.GetContainerId(), e.GetInterface(), added)
-		}
-		t.row(cells...)
+		t.row(e.GetNamespace(), e.GetName(), strings.Join(e.GetAddresses(), ","), e.GetDevice(), strings.Join(e.GetSources(), ","), e.GetProblem(),
+			e.GetUid(), e.GetDeviceBy(), e.GetContainerId(), e.GetInterface(), added)
 	}
 	return a.printTable(t, "endpoints")
 }

@@ -83,17 +83,11 @@ func (a *App) maps(cmd *cobra.Command) error {
 	if a.output.forProgram() {
 		return a.printMessage(answer)
 	}
-	header := []string{"NAME", "TYPE", "ENTRIES", "MAX", "FILL"}
-	if a.output.wide() {
-		header = append(header, "KEY BYTES", "VALUE BYTES", "PIN")
-	}
-	t := &table{header: header}
+	t := a.table([]string{"NAME", "TYPE", "ENTRIES", "MAX", "FILL"},
+		"KEY BYTES", "VALUE BYTES", "PIN")
 	for _, m := range answer.GetMaps() {
-		cells := []string{m.GetName(), m.GetType(), number(uint64(m.GetEntries())), number(uint64(m.GetMaxEntries())), fill(m)}
-		if a.output.wide() {
-			cells = append(cells, number(uint64(m.GetKeySize())), number(uint64(m.GetValueSize())), m.GetPinPath())
-		}
-		t.row(cells...)
+		t.row(m.GetName(), m.GetType(), number(uint64(m.GetEntries())), number(uint64(m.GetMaxEntries())), fill(m),
+			number(uint64(m.GetKeySize())), number(uint64(m.GetValueSize())), m.GetPinPath())
 	}
 	return a.printTable(t, "maps")
 }
@@ -106,13 +100,7 @@ func fill(m *agentv1.MapState) string {
 }
 
 func (a *App) dumpMap(cmd *cobra.Command, name string) error {
-	s, err := a.dialAgent(cmd.Context())
-	if err != nil {
-		return err
-	}
-	defer s.close()
-	stream, err := s.agent().DumpMap(s.ctx, &agentv1.DumpMapRequest{Name: name})
-	entries, err := collect(s, fmt.Sprintf("dumping map %q", name), stream, err)
+	entries, err := listAgent(a, cmd, fmt.Sprintf("dumping map %q", name), agentv1.AgentServiceClient.DumpMap, &agentv1.DumpMapRequest{Name: name})
 	if err != nil {
 		return err
 	}

@@ -33,24 +33,16 @@ func (a *App) nodes(cmd *cobra.Command) error {
 	if a.output.forProgram() {
 		return a.printMessage(answer)
 	}
-	header := []string{"NODE", "CONNECTED", "IN SYNC", "PROGRAMMED", "SENT", "LAG", "LATENCY", "ERRORS"}
-	if a.output.wide() {
-		header = append(header, "MODE", "VERSION", "PEER", "FOR", "ENDPOINTS")
-	}
-	t := &table{header: header}
+	t := a.table([]string{"NODE", "CONNECTED", "IN SYNC", "PROGRAMMED", "SENT", "LAG", "LATENCY", "ERRORS"},
+		"MODE", "VERSION", "PEER", "FOR", "ENDPOINTS")
 	errs := &table{header: []string{"NODE", "TYPE", "KEY", "FIELD", "REASON", "MESSAGE"}}
 	problems := &table{header: []string{"NODE", "PROBLEM"}}
 	for _, n := range answer.GetNodes() {
-		cells := []string{
-			n.GetName(), yesNo(n.GetConnected()), yesNo(n.GetInSync()),
+		t.row(n.GetName(), yesNo(n.GetConnected()), yesNo(n.GetInSync()),
 			number(n.GetAck().GetProgrammedRevision()), number(n.GetSentRevision()), lag(n),
 			duration(n.GetLastLatency()), nodeErrors(n.GetAck()),
-		}
-		if a.output.wide() {
-			cells = append(cells, mode(n.GetDataplaneMode()), n.GetAgentVersion(), n.GetPeerAddress(),
-				a.since(n.GetConnectTime()), number(uint64(len(n.GetReport().GetAttachedEndpoints()))))
-		}
-		t.row(cells...)
+			mode(n.GetDataplaneMode()), n.GetAgentVersion(), n.GetPeerAddress(),
+			a.since(n.GetConnectTime()), number(uint64(len(n.GetReport().GetAttachedEndpoints()))))
 		for _, e := range n.GetAck().GetErrors() {
 			errs.row(n.GetName(), resourceType(e.GetName().GetType()), e.GetName().GetKey(), e.GetField(), e.GetReason(), e.GetMessage())
 		}

@@ -111,7 +111,22 @@ type table struct {
 	rows   [][]string
 }
 
-func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
+// table returns a table with more columns in the wide format.
+func (a *App) table(header []string, wide ...string) *table {
+	if a.output.wide() {
+		header = append(header, wide...)
+	}
+	return &table{header: header}
+}
+
+// row adds a row. Cells of columns that the table has in the wide format only
+// come last, and are left out in others.
+func (t *table) row(cells ...string) {
+	if n := len(t.header); n > 0 && len(cells) > n {
+		cells = cells[:n]
+	}
+	t.rows = append(t.rows, cells)
+}
 
 func (t *table) print(w io.Writer) error {
 	var out bytes.Buffer

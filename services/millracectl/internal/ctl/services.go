@@ -65,13 +65,7 @@ func (a *App) getService(cmd *cobra.Command, namespace, name string) error {
 }
 
 func (a *App) listServices(cmd *cobra.Command, request *agentv1.ListServicesRequest) ([]*agentv1.ListServicesResponse, error) {
-	s, err := a.dialAgent(cmd.Context())
-	if err != nil {
-		return nil, err
-	}
-	defer s.close()
-	stream, err := s.agent().ListServices(s.ctx, request)
-	return collect(s, "listing services", stream, err)
+	return listAgent(a, cmd, "listing services", agentv1.AgentServiceClient.ListServices, request)
 }
 
 // printServices prints one line a frontend; with backends they are listed in

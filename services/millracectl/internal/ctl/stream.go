@@ -3,11 +3,29 @@
 package ctl
 
 import (
+	"context"
 	"errors"
 	"io"
 
+	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+
+	agentv1 "github.com/millrace-project/millrace/proto/millrace/agent/v1"
 )
+
+// listAgent calls an RPC of the agent that answers with a stream, and collects
+// the answers.
+func listAgent[Q, R any](a *App, cmd *cobra.Command, tried string,
+	rpc func(agentv1.AgentServiceClient, context.Context, *Q, ...grpc.CallOption) (grpc.ServerStreamingClient[R], error), request *Q,
+) ([]*R, error) {
+	s, err := a.dialAgent(cmd.Context())
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	stream, err := rpc(s.agent(), s.ctx, request)
+	return collect(s, tried, stream, err)
+}
 
 // collect reads a stream of answers to its end. A table needs all rows before
 // the first can be printed, and a list for programs that broke off in the
