@@ -20,7 +20,7 @@ func (a *App) newEndpoints() *cobra.Command {
 KNOWN FROM says who told the agent of a pod: the calculator, the CNI plugin when
 the pod's interface was made, or both. DEVICE is the one whose programs catch the
 pod's packets; without one the last column says why there is none.`,
-		Args: cobra.MaximumNArgs(1),
+		Args: optional("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request := &agentv1.ListEndpointsRequest{Namespace: namespace}
 			if len(args) == 1 {

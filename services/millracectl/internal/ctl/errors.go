@@ -62,6 +62,16 @@ func exactly(names ...string) cobra.PositionalArgs {
 	}
 }
 
+// optional refuses more arguments than the one that is named.
+func optional(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) <= 1 {
+			return nil
+		}
+		return usagef("%q takes at most one argument (%s), but got %d", cmd.CommandPath(), name, len(args))
+	}
+}
+
 // rpcError says what was tried, with whom, and what came of it, without the
 // layers that gRPC wraps around the cause.
 func rpcError(tried string, target target, err error) error {

@@ -25,6 +25,7 @@ func TestUsage(t *testing.T) {
 		{"nonesuch", []string{"nonesuch", "status", "completion", "dump"}},
 		{"maps nonesuch", []string{"nonesuch", "allowed are dump, grow"}},
 		{"services nonesuch", []string{"nonesuch", "allowed are get"}},
+		{"endpoints a b", []string{"endpoints", "at most one", "NAME", "2"}},
 		{"services get", []string{"[NAMESPACE/]NAME"}},
 		{"services get -n a b/c", []string{"a", "b/c", "one is allowed"}},
 		{"maps dump", []string{"NAME"}},
@@ -65,7 +66,7 @@ func TestUsage(t *testing.T) {
 func TestUnreachable(t *testing.T) {
 	nowhere := "unix://" + filepath.Join(t.TempDir(), "nowhere.sock")
 	for _, args := range []string{
-		"status", "services", "services get a/b", "conntrack", "affinity", "maps", "maps dump a", "maps grow a 1", "diff", "repair",
+		"status", "services", "services get a/b", "endpoints", "conntrack", "affinity", "maps", "maps dump a", "maps grow a 1", "diff", "repair",
 		"nodes", "dump a",
 	} {
 		code, _, stderr := run(t, map[string]string{envAgent: nowhere, envCalc: nowhere}, strings.Fields(args)...)
