@@ -9,7 +9,6 @@ package announce
 import (
 	"context"
 	"crypto/x509"
-	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -17,23 +16,15 @@ import (
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/millrace-project/millrace/proto/announcement"
+	"github.com/millrace-project/millrace/services/calculator/internal/trust/shared"
 )
-
-// ConfigMaps is what is needed of a client for the ConfigMaps of a namespace.
-type ConfigMaps interface {
-	Get(context.Context, string, metav1.GetOptions) (*corev1.ConfigMap, error)
-	Create(context.Context, *corev1.ConfigMap, metav1.CreateOptions) (*corev1.ConfigMap, error)
-	Update(context.Context, *corev1.ConfigMap, metav1.UpdateOptions) (*corev1.ConfigMap, error)
-}
 
 // Announcement is the ConfigMap as it was read.
 type Announcement struct {
 	object *corev1.ConfigMap
-	exists bool
 	// Addresses and Authorities are what agents are told; what cannot be read
 	// of it counts for nothing.
 	Addresses   []string
@@ -41,15 +32,12 @@ type Announcement struct {
 }
 
 // Read reads the ConfigMap of that name; if there is none, one without content.
-func Read(ctx context.Context, client ConfigMaps, name string) (*Announcement, error) {
-	object, err := client.Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return &Announcement{object: &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}}, nil
-	}
+func Read(ctx context.Context, client shared.Client[*corev1.ConfigMap], name string) (*Announcement, error) {
+	object, err := shared.Read(ctx, client, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}})
 	if err != nil {
-		return nil, fmt.Errorf("reading it: %w", err)
+		return nil, err
 	}
-	a := &Announcement{object: object, exists: true}
+	a := &Announcement{object: object}
 	a.Addresses, _ = announcement.ParseAddresses(object.Data[announcement.CalculatorsKey])
 	a.Authorities, _ = announcement.ParseAuthorities([]byte(object.Data[announcement.AuthoritiesKey]))
 	return a, nil
@@ -62,7 +50,7 @@ func (a *Announcement) Announced(certificate *x509.Certificate) bool {
 
 // Write makes the ConfigMap say this. again tells that somebody else has
 // changed it since it was read, so that it has to be read anew.
-func (a *Announcement) Write(ctx context.Context, client ConfigMaps, addresses []string, authorities []*x509.Certificate) (changed, again bool, err error) {
+func (a *Announcement) Write(ctx context.Context, client shared.Client[*corev1.ConfigMap], addresses []string, authorities []*x509.Certificate) (changed, again bool, err error) {
 	data := map[string]string{
 		announcement.CalculatorsKey: announcement.FormatAddresses(addresses),
 		announcement.AuthoritiesKey: string(announcement.FormatAuthorities(authorities)),
@@ -72,21 +60,11 @@ func (a *Announcement) Write(ctx context.Context, client ConfigMaps, addresses [
 		next.Data = map[string]string{}
 	}
 	maps.Copy(next.Data, data)
-	if a.exists {
-		if maps.Equal(a.object.Data, next.Data) {
-			return false, false, nil
-		}
-		_, err = client.Update(ctx, next, metav1.UpdateOptions{})
-	} else {
-		_, err = client.Create(ctx, next, metav1.CreateOptions{})
+	if maps.Equal(a.object.Data, next.Data) {
+		return false, false, nil
 	}
-	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err) {
-		return false, true, nil
-	}
-	if err != nil {
-		return false, false, fmt.Errorf("writing it: %w", err)
-	}
-	return true, false, nil
+	again, err = shared.Write(ctx, client, next)
+	return !again && err == nil, again, err
 }
 
 // PortName is the name of the container port that a calculator's pod serves

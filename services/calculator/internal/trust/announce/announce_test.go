@@ -5,6 +5,7 @@ package announce_test
 import (
 	"context"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -76,6 +77,9 @@ func (m *maps) Get(_ context.Context, name string, _ metav1.GetOptions) (*corev1
 }
 
 func (m *maps) Create(_ context.Context, object *corev1.ConfigMap, _ metav1.CreateOptions) (*corev1.ConfigMap, error) {
+	if m.object != nil {
+		return nil, apierrors.NewAlreadyExists(schema.GroupResource{Resource: "configmaps"}, object.Name)
+	}
 	return m.Update(context.Background(), object, metav1.UpdateOptions{})
 }
 
@@ -85,6 +89,7 @@ func (m *maps) Update(_ context.Context, object *corev1.ConfigMap, _ metav1.Upda
 	}
 	m.writes++
 	m.object = object.DeepCopy()
+	m.object.ResourceVersion = strconv.Itoa(m.writes)
 	return object, nil
 }
 

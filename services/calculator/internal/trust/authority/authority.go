@@ -28,22 +28,16 @@ import (
 
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/millrace-project/millrace/proto/announcement"
+	"github.com/millrace-project/millrace/services/calculator/internal/trust/shared"
 )
-
-// Secrets is what is needed of a client for the Secrets of a namespace.
-type Secrets interface {
-	Get(context.Context, string, metav1.GetOptions) (*corev1.Secret, error)
-	Create(context.Context, *corev1.Secret, metav1.CreateOptions) (*corev1.Secret, error)
-	Update(context.Context, *corev1.Secret, metav1.UpdateOptions) (*corev1.Secret, error)
-}
 
 // Options configure an Authority.
 type Options struct {
-	Secrets Secrets
+	// Secrets is a client for those of the namespace.
+	Secrets shared.Client[*corev1.Secret]
 	// Name of the Secret.
 	Name   string
 	Policy Policy
@@ -100,13 +94,9 @@ func (a *Authority) Sync(ctx context.Context, announced func(*x509.Certificate) 
 
 func (a *Authority) read(ctx context.Context, announced func(*x509.Certificate) bool) error {
 	for range attempts {
-		secret, err := a.Secrets.Get(ctx, a.Name, metav1.GetOptions{})
-		missing := apierrors.IsNotFound(err)
-		switch {
-		case missing:
-			secret = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: a.Name}, Type: corev1.SecretTypeOpaque}
-		case err != nil:
-			return fmt.Errorf("reading it: %w", err)
+		secret, err := shared.Read(ctx, a.Secrets, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: a.Name}, Type: corev1.SecretTypeOpaque})
+		if err != nil {
+			return err
 		}
 		next, phases, wrong := a.step(secret, announced)
 		if next == nil {
@@ -118,16 +108,12 @@ func (a *Authority) read(ctx context.Context, announced func(*x509.Certificate) 
 				return err
 			}
 			write(secret, data, annotations)
-			if missing {
-				_, err = a.Secrets.Create(ctx, secret, metav1.CreateOptions{})
-			} else {
-				_, err = a.Secrets.Update(ctx, secret, metav1.UpdateOptions{})
-			}
-			if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err) {
-				continue // another calculator was first
-			}
+			again, err := shared.Write(ctx, a.Secrets, secret)
 			if err != nil {
-				return fmt.Errorf("writing it: %w", err)
+				return err
+			}
+			if again {
+				continue // another calculator was first
 			}
 		}
 		a.adopt(next, phases)
