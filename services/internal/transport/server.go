@@ -41,13 +41,12 @@ func (f *ServerFlags) Register(flags *pflag.FlagSet) {
 // Credentials returns how to listen on a TCP address. It refuses plaintext on
 // an address that is not loopback, unless told otherwise.
 func (f *ServerFlags) Credentials(address string) (credentials.TransportCredentials, error) {
-	host, err := CheckAddress("--listen", address)
+	host, _, err := CheckAddress("--listen", address)
 	if err != nil {
 		return nil, err
 	}
 	switch {
 	case f.Certificate != nil:
-		return f.credentials(f.Certificate)
 	case f.CertFile == "" && f.KeyFile == "" && f.ClientCAFile == "":
 		if !f.Insecure && !isLoopback(host) {
 			return nil, fmt.Errorf("--listen: %q is not loopback, so --tls-cert and --tls-key are needed, or --insecure", address)
@@ -55,26 +54,14 @@ func (f *ServerFlags) Credentials(address string) (credentials.TransportCredenti
 		return insecure.NewCredentials(), nil
 	case f.CertFile == "" || f.KeyFile == "":
 		return nil, errors.New("--tls-cert and --tls-key must be given together, --tls-client-ca only with them")
-	}
-	if _, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile); err != nil {
-		return nil, fmt.Errorf("--tls-cert, --tls-key: %w", err)
-	}
-	// Read at each handshake, so that a renewed certificate is used without a
-	// restart.
-	return f.credentials(func() (*tls.Certificate, error) {
-		pair, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("loading the server's certificate: %w", err)
+	default:
+		if _, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile); err != nil {
+			return nil, fmt.Errorf("--tls-cert, --tls-key: %w", err)
 		}
-		return &pair, nil
-	})
-}
-
-// credentials serves with a certificate that is asked for at each handshake.
-func (f *ServerFlags) credentials(certificate func() (*tls.Certificate, error)) (credentials.TransportCredentials, error) {
+	}
 	config := &tls.Config{
 		MinVersion:     tls.VersionTLS13,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate() },
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return f.Serving() },
 	}
 	if f.ClientCAFile != "" {
 		pem, err := os.ReadFile(f.ClientCAFile)
@@ -91,16 +78,31 @@ func (f *ServerFlags) credentials(certificate func() (*tls.Certificate, error)) 
 	return credentials.NewTLS(config), nil
 }
 
-// CheckAddress gives the host of a flag's address if one can listen on it.
-func CheckAddress(flag, address string) (host string, err error) {
-	host, port, err := net.SplitHostPort(address)
+// Serving returns the certificate to show. It is asked for at each handshake,
+// and files are read each time, so that a renewed certificate is used without a
+// restart.
+func (f *ServerFlags) Serving() (*tls.Certificate, error) {
+	if f.Certificate != nil {
+		return f.Certificate()
+	}
+	pair, err := tls.LoadX509KeyPair(f.CertFile, f.KeyFile)
 	if err != nil {
-		return "", fmt.Errorf("%s: %q must be HOST:PORT", flag, address)
+		return nil, fmt.Errorf("loading the server's certificate: %w", err)
 	}
-	if _, err := net.LookupPort("tcp", port); err != nil {
-		return "", fmt.Errorf("%s: %q must be HOST:PORT with a port of 0 to 65535", flag, address)
+	return &pair, nil
+}
+
+// CheckAddress gives host and port of a flag's address if one can listen on it.
+func CheckAddress(flag, address string) (host string, port uint16, err error) {
+	host, service, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", 0, fmt.Errorf("%s: %q must be HOST:PORT", flag, address)
 	}
-	return host, nil
+	number, err := net.LookupPort("tcp", service)
+	if err != nil {
+		return "", 0, fmt.Errorf("%s: %q must be HOST:PORT with a port of 0 to 65535", flag, address)
+	}
+	return host, uint16(number), nil
 }
 
 func isLoopback(host string) bool {

@@ -123,7 +123,7 @@ func (o *options) validate(cmd *cobra.Command) error {
 		}
 	}
 	if o.metricsListen != "" {
-		if _, err := transport.CheckAddress("--metrics-listen", o.metricsListen); err != nil {
+		if _, _, err := transport.CheckAddress("--metrics-listen", o.metricsListen); err != nil {
 			return err
 		}
 	}

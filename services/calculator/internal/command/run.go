@@ -16,7 +16,6 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
 	"github.com/millrace-project/millrace/calc/canonical"
@@ -129,7 +128,7 @@ func build(o *options, log *zap.Logger) (*calculator, error) {
 			schemas[dataplanev1.ResourceType(number)] = schema
 		}
 	}
-	if !o.watchesAnnouncement() {
+	if o.announcement().Name == "" {
 		// Agents keep what another calculator told them.
 		delete(schemas, dataplanev1.ResourceType_RESOURCE_TYPE_CALCULATORS)
 	}
@@ -166,11 +165,7 @@ func newSource(o *options, log *zap.Logger) (source.Source, *rest.Config, error)
 	if err != nil {
 		return nil, nil, fmt.Errorf("--source=kube: %w", err)
 	}
-	var announcement types.NamespacedName
-	if o.watchesAnnouncement() {
-		announcement = o.trust.Announcement()
-	}
-	s, err := kube.New(config, kube.Origin(o.kubeconfig), announcement, log)
+	s, err := kube.New(config, kube.Origin(o.kubeconfig), o.announcement(), log)
 	return s, config, err
 }
 

@@ -4,32 +4,16 @@ package trust
 
 import (
 	"bytes"
-	"fmt"
 	"net"
 	"slices"
-	"strconv"
 )
-
-// portOf is the port of an address to listen on.
-func portOf(listen string) (uint16, error) {
-	_, text, err := net.SplitHostPort(listen)
-	if err != nil {
-		return 0, fmt.Errorf("--listen: %w", err)
-	}
-	port, err := strconv.ParseUint(text, 10, 16)
-	if err != nil || port == 0 {
-		return 0, fmt.Errorf("--listen: %q has no port that could be announced to agents", listen)
-	}
-	return uint16(port), nil
-}
 
 // mostAddresses bounds how many addresses a certificate names.
 const mostAddresses = 32
 
 // dialledAt gives the addresses that a calculator can be dialled at, for its
-// certificate: those of its network, if it listens on all.
-func dialledAt(listen string) func() []net.IP {
-	host, _, _ := net.SplitHostPort(listen) // checked before
+// certificate: those of its network, if the host that it listens on is all.
+func dialledAt(host string) func() []net.IP {
 	if ip := net.ParseIP(host); ip != nil && !ip.IsUnspecified() {
 		return func() []net.IP { return []net.IP{ip} }
 	}

@@ -70,21 +70,11 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 
 // serving is the certificate that agents are shown, nil if there is none.
 func (k *Keeper) serving() *tls.Certificate {
-	if k.authority != nil {
-		serving, err := k.authority.Certificate()
-		if err != nil {
-			return nil
-		}
-		return serving
-	}
-	if k.CertFile == "" {
-		return nil
-	}
-	pair, err := tls.LoadX509KeyPair(k.CertFile, k.KeyFile)
+	serving, err := k.Serving()
 	if err != nil {
 		return nil // a handshake tells
 	}
-	return &pair
+	return serving
 }
 
 // Status is what is kept, for CalculatorService.

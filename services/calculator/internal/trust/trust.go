@@ -25,7 +25,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -36,6 +35,7 @@ import (
 	"github.com/millrace-project/millrace/proto/announcement"
 	"github.com/millrace-project/millrace/services/calculator/internal/trust/announce"
 	"github.com/millrace-project/millrace/services/calculator/internal/trust/authority"
+	"github.com/millrace-project/millrace/services/internal/transport"
 )
 
 const (
@@ -59,9 +59,9 @@ type Options struct {
 	Own bool
 	// Listen is the address that agents are served on.
 	Listen string
-	// CertFile and KeyFile are where the certificate comes from if the authority
-	// is not the calculators' own; empty without TLS.
-	CertFile, KeyFile string
+	// Serving gives the certificate that agents are shown, or says why there is
+	// none.
+	Serving func() (*tls.Certificate, error)
 	// Config is how to reach the API server.
 	Config *rest.Config
 	// SetProblems reports what is wrong, by the part that it belongs to.
@@ -93,16 +93,19 @@ func New(options Options) (*Keeper, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a client for %s: %w", options.Config.Host, err)
 	}
-	port, err := portOf(options.Listen)
+	host, port, err := transport.CheckAddress("--listen", options.Listen)
 	if err != nil {
 		return nil, err
+	}
+	if port == 0 {
+		return nil, fmt.Errorf("--listen: %q has no port that could be announced to agents", options.Listen)
 	}
 	k := &Keeper{Options: options, client: client, port: port, wake: make(chan struct{}, 1), wrong: map[string]string{}}
 	k.metrics = newMetrics(options.Registry, k)
 	if options.Own {
 		k.authority = authority.New(authority.Options{
 			Secrets: client.CoreV1().Secrets(options.Namespace), Name: options.Secret, Policy: options.Policy,
-			Addresses: dialledAt(options.Listen),
+			Addresses: dialledAt(host),
 			Stepped: func(step string) {
 				k.metrics.steps.WithLabelValues(step).Inc()
 				k.look() // another step may be due as soon as this one is announced
@@ -111,14 +114,6 @@ func New(options Options) (*Keeper, error) {
 		})
 	}
 	return k, nil
-}
-
-// Announcement names the ConfigMap.
-func (f *Flags) Announcement() types.NamespacedName {
-	if f.Namespace == "" || f.ConfigMap == "" {
-		return types.NamespacedName{}
-	}
-	return types.NamespacedName{Namespace: f.Namespace, Name: f.ConfigMap}
 }
 
 // Certificate returns what to show to agents.
