@@ -6,14 +6,15 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/millrace-project/millrace/calc/endpoints"
 	"github.com/millrace-project/millrace/calc/graph"
 	"github.com/millrace-project/millrace/calc/model"
 	"github.com/millrace-project/millrace/services/calculator/internal/publish"
 )
 
 // pods has the pods that are on a node and are no endpoints, as they have no
-// address yet or have ended: nodes tell of them before, and after, there is a
-// resource of them. All others are found among the resources.
+// address that can be used yet or have ended: nodes tell of them before, and
+// after, there is a resource of them. All others are found among the resources.
 type pods struct {
 	mu    sync.RWMutex
 	known map[model.Key]publish.PodState
@@ -31,7 +32,7 @@ func (p *pods) note(changes []graph.Change) {
 		if key.Kind != model.KindPod {
 			continue
 		}
-		if !ok || pod.NodeName == "" || pod.HostNetwork || pod.Phase != "Succeeded" && pod.Phase != "Failed" && pod.PodIP+strings.Join(pod.PodIPs, "") != "" {
+		if !ok || pod.NodeName == "" || pod.HostNetwork || isEndpoint(pod) {
 			delete(p.known, key)
 			continue
 		}
@@ -40,6 +41,11 @@ func (p *pods) note(changes []graph.Change) {
 		}
 		p.known[key] = publish.PodState{UID: pod.UID, Node: pod.NodeName}
 	}
+}
+
+func isEndpoint(pod *model.Pod) bool {
+	content, _ := endpoints.Build(pod)
+	return content != nil
 }
 
 // Pod returns a pod, by "namespace/name", that is no endpoint.

@@ -30,6 +30,10 @@ func TestPodsWithoutAddress(t *testing.T) {
 	step("it is on a node", true)
 	pod.PodIP = "10.0.0.1"
 	step("it has an address", false)
+	pod.PodIP = "127.0.0.1"
+	step("it has an address that cannot be used", true)
+	pod.PodIP = "10.0.0.1"
+	step("it has an address again", false)
 	pod.Phase = "Succeeded"
 	step("it has ended", true)
 	h.pipeline.Apply([]source.Change{{Key: pod.Key()}}, nil)
