@@ -4,12 +4,9 @@ package access
 
 import "slices"
 
-// Verbs that a cluster's authorizers are asked for, of the non-resource URL
-// that is the RPC's full name.
-const (
-	Get    = "get"
-	Update = "update"
-)
+// Get is the verb that a cluster's authorizers are asked for, of the
+// non-resource URL that is the RPC's full name.
+const Get = "get"
 
 // Rule says who may call an RPC.
 type Rule struct {

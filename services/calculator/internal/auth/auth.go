@@ -86,9 +86,7 @@ func (a *Authenticator) Local() *access.Gate {
 
 // Gate returns the gate of a listener with TLS.
 func (a *Authenticator) Gate() *access.Gate {
-	gate := &access.Gate{Authenticate: a.authenticate, Denied: a.denials.note}
-	gate.Permit = a.permit
-	return gate
+	return &access.Gate{Authenticate: a.authenticate, Permit: a.permit, Denied: a.denials.note}
 }
 
 // authenticate finds out who calls: by the token, if one is shown, else by the

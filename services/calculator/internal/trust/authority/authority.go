@@ -62,9 +62,11 @@ type Authority struct {
 	trouble error // of the last Sync
 }
 
-// servingLifetime is how long a calculator's own certificate is valid at most. It
+// servingLifetime is how long a certificate to serve with is valid at most. It
 // lives in memory and costs a signature.
 const servingLifetime = 30 * 24 * time.Hour
+
+func (p Policy) servingLifetime() time.Duration { return min(servingLifetime, p.Lifetime/4) }
 
 // New returns an authority that is not known yet.
 func New(options Options) *Authority { return &Authority{Options: options} }
@@ -203,7 +205,7 @@ func (a *Authority) renewLocked() error {
 		now.Before(s.Leaf.NotAfter.Add(-rotateBefore(s.Leaf))) && slices.EqualFunc(s.Leaf.IPAddresses, addresses, net.IP.Equal) {
 		return nil
 	}
-	serving, err := a.state.current.serve(now, min(servingLifetime, a.Policy.Lifetime/4), addresses, bridges)
+	serving, err := a.state.current.serve(now, a.Policy.servingLifetime(), addresses, bridges)
 	if err != nil {
 		return err
 	}
@@ -233,7 +235,7 @@ func (a *Authority) Sign(public crypto.PublicKey, name string) ([]*x509.Certific
 	if a.state == nil {
 		return nil, fmt.Errorf("there is no authority: Secret %s has not been read yet", a.Name)
 	}
-	leaf, err := a.state.current.server(a.Now(), min(servingLifetime, a.Policy.Lifetime/4), public, []string{name}, nil)
+	leaf, err := a.state.current.server(a.Now(), a.Policy.servingLifetime(), public, []string{name}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("signing the certificate of %s: %w", name, err)
 	}

@@ -57,6 +57,14 @@ func newIssuer(now time.Time, lifetime time.Duration) (*issuer, error) {
 	return &issuer{certificate, key}, nil
 }
 
+// until bounds the end of a certificate that the authority signs by its own.
+func (i *issuer) until(end time.Time) time.Time {
+	if i.certificate.NotAfter.Before(end) {
+		return i.certificate.NotAfter
+	}
+	return end
+}
+
 // vouch makes a certificate by which whoever trusts this authority trusts the
 // other one.
 func (i *issuer) vouch(other *x509.Certificate) (*x509.Certificate, error) {
@@ -64,15 +72,11 @@ func (i *issuer) vouch(other *x509.Certificate) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	end := other.NotAfter
-	if i.certificate.NotAfter.Before(end) {
-		end = i.certificate.NotAfter
-	}
 	bridge, err := sign(&x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               other.Subject,
 		NotBefore:             other.NotBefore,
-		NotAfter:              end,
+		NotAfter:              i.until(other.NotAfter),
 		IsCA:                  true,
 		BasicConstraintsValid: true,
 		KeyUsage:              other.KeyUsage,
@@ -108,15 +112,11 @@ func (i *issuer) server(now time.Time, lifetime time.Duration, public crypto.Pub
 	if err != nil {
 		return nil, err
 	}
-	end := now.Add(lifetime)
-	if i.certificate.NotAfter.Before(end) {
-		end = i.certificate.NotAfter
-	}
 	return sign(&x509.Certificate{
 		SerialNumber: serial,
 		Subject:      pkix.Name{CommonName: names[0]},
 		NotBefore:    now.Add(-skew),
-		NotAfter:     end,
+		NotAfter:     i.until(now.Add(lifetime)),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		DNSNames:     names,
