@@ -309,7 +309,11 @@ func (k *Keeper) note(ctx context.Context, part string, object model.Key, err er
 		k.metrics.failures.WithLabelValues(part).Inc()
 		message = err.Error()
 		if apierrors.IsForbidden(err) {
-			message += "; grant get, create and update on it to this calculator"
+			verbs := "get, create and update on it"
+			if object.Kind == model.KindPod {
+				verbs = "list and watch"
+			}
+			message += "; grant " + verbs + " to this calculator"
 		}
 	}
 	k.mu.Lock()
