@@ -32,7 +32,7 @@ const (
 // Options say what cluster to start. The zero value is one of three nodes with
 // Millrace, IPv4 and ptp.
 type Options struct {
-	// Name tells clusters of one machine apart; default "millrace".
+	// Name tells clusters of one machine apart; "millrace" if empty.
 	Name string
 	// Nodes is their number; default 3.
 	Nodes int
@@ -60,12 +60,15 @@ type Cluster struct {
 	port uint16
 }
 
+// defaultName is a cluster's that was given none.
+const defaultName = "millrace"
+
 var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?$`)
 
 // complete fills in defaults and checks the rest.
 func (o *Options) complete() error {
 	if o.Name == "" {
-		o.Name = "millrace"
+		o.Name = defaultName
 	}
 	if o.Nodes == 0 {
 		o.Nodes = 3
@@ -217,7 +220,7 @@ func (c *Cluster) save() error {
 // Attach returns a cluster that runs, by its name ("" is the default one's).
 func Attach(name string) (*Cluster, error) {
 	if name == "" {
-		name = "millrace"
+		name = defaultName
 	}
 	data, err := os.ReadFile(filepath.Join(directory(name), "state.json"))
 	if err != nil {

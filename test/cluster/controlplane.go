@@ -23,6 +23,7 @@ import (
 
 	"github.com/millrace-project/millrace/test/certs"
 	"github.com/millrace-project/millrace/test/kube/controlplane"
+	"github.com/millrace-project/millrace/test/testbed"
 )
 
 // Names of the control plane's processes.
@@ -139,9 +140,9 @@ func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = wait(ctx, "the API server", func(ctx context.Context) error {
+	err = wait(ctx, "the API server", func() error {
 		if c.pid(apiServerName) == 0 {
-			return fmt.Errorf("it ended; its last lines:\n%s", tail(c.logFile(apiServerName), 20))
+			return fmt.Errorf("it ended; its last lines:\n%s", testbed.Tail(c.logFile(apiServerName), 20))
 		}
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()

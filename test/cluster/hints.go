@@ -15,7 +15,7 @@ func (c *Cluster) Hints() string {
 		helper = "millrace-cluster"
 	}
 	named := ""
-	if c.opts.Name != "millrace" {
+	if c.opts.Name != defaultName {
 		named = "--name " + c.opts.Name + " "
 	}
 	fmt.Fprintf(&b, "\n  export KUBECONFIG=%s\n  kubectl get pods -A -o wide\n", c.Kubeconfig())

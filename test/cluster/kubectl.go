@@ -37,6 +37,12 @@ func (c *Cluster) OutsideCommand(ctx context.Context, args ...string) *exec.Cmd 
 	return exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + c.netns(controlPlanePart), "--"}, args...)...)
 }
 
+// ExecOutside runs a command there and returns what it printed. The error of a
+// failure holds what it complained of.
+func (c *Cluster) ExecOutside(ctx context.Context, args ...string) (string, error) {
+	return output(c.OutsideCommand(ctx, args...))
+}
+
 // WaitReady returns when every node is ready, every Deployment and DaemonSet
 // has what it wants, and every pod runs.
 func (c *Cluster) WaitReady(ctx context.Context) error {
@@ -45,7 +51,7 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 		return err
 	}
 	all := metav1.ListOptions{}
-	err = wait(ctx, "the cluster", func(ctx context.Context) error {
+	err = wait(ctx, "the cluster", func() error {
 		nodes, err := client.CoreV1().Nodes().List(ctx, all)
 		if err != nil {
 			return err

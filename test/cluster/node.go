@@ -22,6 +22,7 @@ import (
 	"github.com/millrace-project/millrace/test/cluster/cgroups"
 	"github.com/millrace-project/millrace/test/cluster/node"
 	"github.com/millrace-project/millrace/test/kube/controlplane"
+	"github.com/millrace-project/millrace/test/testbed"
 )
 
 // Node is a node of a cluster.
@@ -70,15 +71,14 @@ func (n *Node) spec() (*node.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec := &node.Spec{
+	return &node.Spec{
 		Name:     n.Name,
 		NetNS:    n.cluster.netns(n.Name),
-		Cgroup:   cgroup(n.cluster.opts.Name) + "/" + n.Name,
+		Cgroup:   n.cluster.cgroup(n.Name),
 		Dir:      n.cluster.path(n.Name),
 		Programs: programs,
 		Services: n.services(),
-	}
-	return spec, nil
+	}, nil
 }
 
 // file is the place on the machine of a file of the node, except of those on
@@ -87,8 +87,8 @@ func (n *Node) file(name string) string {
 	return n.cluster.path(n.Name, "root", name)
 }
 
-// start starts the node, which reads its configuration when it is there.
-func (n *Node) start() error {
+// Start starts the node for the first time, or again after Stop.
+func (n *Node) Start() error {
 	spec, err := n.spec()
 	if err != nil {
 		return err
@@ -110,16 +110,10 @@ func (n *Node) start() error {
 // Stop ends the node as a loss of power does: all processes at once. Its
 // directory, network namespace and routes stay.
 func (n *Node) Stop(ctx context.Context) error {
-	group := cgroup(n.cluster.opts.Name)
-	if err := cgroups.Kill(ctx, group+"/"+n.Name); err != nil {
-		return err
-	}
-	// Containers' cgroups would be taken for those of pods that run.
-	return cgroups.Remove(ctx, group+"/"+n.Name)
+	// Containers' cgroups would be taken for those of pods that run, so they go
+	// with the processes.
+	return cgroups.Remove(ctx, n.cluster.cgroup(n.Name))
 }
-
-// Start starts a node that was stopped.
-func (n *Node) Start() error { return n.start() }
 
 // Command returns a command that runs on the node: in its namespaces, in its
 // cgroup, with its files.
@@ -132,7 +126,7 @@ func (n *Node) Command(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := append([]string{JoinCommand, cgroup(n.cluster.opts.Name) + "/" + n.Name, "",
+	all := append([]string{JoinCommand, n.cluster.cgroup(n.Name), "",
 		"nsenter", "-t", strconv.Itoa(pid), "-m", "-u", "-i", "-n", "-p", "-C", "--"}, args...)
 	return exec.CommandContext(ctx, helper, all...), nil
 }
@@ -184,7 +178,7 @@ func (n *Node) ServicePID(service string) (int, error) {
 
 // initPID finds the first process of the node.
 func (n *Node) initPID() (int, error) {
-	members, err := cgroups.Processes(cgroup(n.cluster.opts.Name) + "/" + n.Name)
+	members, err := cgroups.Processes(n.cluster.cgroup(n.Name))
 	if err != nil {
 		return 0, err
 	}
@@ -204,7 +198,7 @@ func (n *Node) initPID() (int, error) {
 			}
 		}
 	}
-	return 0, fmt.Errorf("%s does not run; its last lines:\n%s", n.Name, tail(n.cluster.logFile(n.Name), 10))
+	return 0, fmt.Errorf("%s does not run; its last lines:\n%s", n.Name, testbed.Tail(n.cluster.logFile(n.Name), 10))
 }
 
 // startNodes writes the nodes' configuration and objects and starts them.
@@ -234,17 +228,17 @@ func (c *Cluster) startNodes(ctx context.Context, store string) error {
 		if _, err := client.CoreV1().Nodes().Create(ctx, object, metav1.CreateOptions{}); err != nil {
 			return fmt.Errorf("creating the Node %s: %w", n.Name, err)
 		}
-		if err := n.start(); err != nil {
+		if err := n.Start(); err != nil {
 			return fmt.Errorf("starting %s: %w", n.Name, err)
 		}
 	}
 	for _, n := range c.nodes {
-		err := wait(ctx, "containerd of "+n.Name, func(ctx context.Context) error {
+		err := wait(ctx, "containerd of "+n.Name, func() error {
 			_, err := n.Exec(ctx, "ctr", "version")
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("%w; its last lines:\n%s", err, tail(n.file("var/log/containerd.log"), 20))
+			return fmt.Errorf("%w; its last lines:\n%s", err, testbed.Tail(n.file("var/log/containerd.log"), 20))
 		}
 	}
 	return nil

@@ -18,8 +18,11 @@ const stateRoot = "/var/lib/millrace-clusters"
 
 func directory(name string) string { return filepath.Join(stateRoot, name) }
 
-// cgroup is where all processes of a cluster are, below every hierarchy.
-func cgroup(name string) string { return "millrace-cluster-" + name }
+// groupOf is the cgroup of all processes of a cluster, below every hierarchy.
+func groupOf(name string) string { return "millrace-cluster-" + name }
+
+// cgroup is that of a node, or of one of the control plane's processes.
+func (c *Cluster) cgroup(name string) string { return groupOf(c.opts.Name) + "/" + name }
 
 // netnsPrefix begins the names of a cluster's network namespaces.
 func netnsPrefix(name string) string { return "millrace-" + name + "-" }
@@ -42,7 +45,7 @@ func (c *Cluster) makeDir() error {
 			return fmt.Errorf("making the cluster's directory: %w", err)
 		}
 	}
-	return cgroups.Make(cgroup(c.opts.Name))
+	return cgroups.Make(groupOf(c.opts.Name))
 }
 
 // netns is the path of one of the cluster's network namespaces.

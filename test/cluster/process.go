@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"slices"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/millrace-project/millrace/test/cluster/cgroups"
+	"github.com/millrace-project/millrace/test/testbed"
 )
 
 // JoinCommand is the first argument that makes millrace-cluster join a cgroup
@@ -32,7 +32,7 @@ func (c *Cluster) startProcess(name, netns string, args ...string) error {
 	if err != nil {
 		return err
 	}
-	group := cgroup(c.opts.Name) + "/" + name
+	group := c.cgroup(name)
 	if err := cgroups.Make(group); err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (c *Cluster) pid(name string) int {
 		return 0
 	}
 	// The number may be somebody else's by now.
-	members, err := cgroups.Processes(cgroup(c.opts.Name) + "/" + name)
+	members, err := cgroups.Processes(c.cgroup(name))
 	if err != nil || !slices.Contains(members, pid) {
 		return 0
 	}
@@ -80,7 +80,7 @@ func (c *Cluster) stopProcess(ctx context.Context, name string, patience time.Du
 		}
 		polite, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
-		if err := wait(polite, name+" to end", func(context.Context) error {
+		if err := wait(polite, name+" to end", func() error {
 			if c.pid(name) != 0 {
 				return errors.New("it runs")
 			}
@@ -89,38 +89,16 @@ func (c *Cluster) stopProcess(ctx context.Context, name string, patience time.Du
 			return nil
 		}
 	}
-	return cgroups.Kill(ctx, cgroup(c.opts.Name)+"/"+name)
+	return cgroups.Kill(ctx, c.cgroup(name))
 }
 
-// wait polls until the condition holds. The error says what was waited for and
+// wait waits until the condition holds. The error says what was waited for and
 // what was last in the way.
-func wait(ctx context.Context, what string, condition func(context.Context) error) error {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := condition(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w (%w)", what, err, ctx.Err())
-		case <-tick.C:
-		}
+func wait(ctx context.Context, what string, condition func() error) error {
+	if err := testbed.Eventually(ctx, condition); err != nil {
+		return fmt.Errorf("waiting for %s: %w", what, err)
 	}
-}
-
-// tail returns the last lines of a file, for error messages.
-func tail(path string, lines int) string {
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "(no output)"
-	}
-	if err != nil {
-		return err.Error()
-	}
-	all := bytes.Split(bytes.TrimSpace(data), []byte("\n"))
-	return string(bytes.Join(all[max(0, len(all)-lines):], []byte("\n")))
+	return nil
 }
 
 // output runs a command and returns what it printed; the error of a failure

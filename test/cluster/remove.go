@@ -14,13 +14,13 @@ import (
 // far the cluster's start came; one that does not exist is fine.
 func Remove(ctx context.Context, name string) error {
 	if name == "" {
-		name = "millrace"
+		name = defaultName
 	}
 	if !validName.MatchString(name) {
 		return fmt.Errorf("name of the cluster: %q is not allowed", name)
 	}
 	// Mounts go with the mount namespaces that the processes were in.
-	if err := cgroups.Remove(ctx, cgroup(name)); err != nil {
+	if err := cgroups.Remove(ctx, groupOf(name)); err != nil {
 		return err
 	}
 	if err := removeNetwork(ctx, name); err != nil {

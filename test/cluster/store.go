@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/millrace-project/millrace/test/kube/controlplane"
+	"github.com/millrace-project/millrace/test/testbed"
 )
 
 // imageStore returns a directory of containerd's that has the upstream images
@@ -107,8 +108,8 @@ func fillStore(ctx context.Context, dir string, images []image) (err error) {
 	}
 	starting, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if err := wait(starting, "containerd", func(ctx context.Context) error { return ctr(ctx, "version") }); err != nil {
-		return fmt.Errorf("%w; its last lines:\n%s", err, tail(log.Name(), 10))
+	if err := wait(starting, "containerd", func() error { return ctr(starting, "version") }); err != nil {
+		return fmt.Errorf("%w; its last lines:\n%s", err, testbed.Tail(log.Name(), 10))
 	}
 	for _, i := range images {
 		if err := ctr(ctx, "images", "import", i.archive); err != nil {

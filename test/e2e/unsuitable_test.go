@@ -3,10 +3,8 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -137,14 +135,7 @@ func health(t *testing.T, agent *testbed.Agent, healthz, readyz int, why string)
 
 // get asks an agent by HTTP, from its node.
 func get(agent *testbed.Agent, path string) (code int, body string, err error) {
-	dial := func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-		err = agent.Node.Do(func() (err error) {
-			conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
-			return err
-		})
-		return conn, err
-	}
-	client := &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	client := &http.Client{Transport: &http.Transport{DialContext: agent.Node.DialContext, DisableKeepAlives: true}, Timeout: 10 * time.Second}
 	response, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", testbed.MetricsPort, path))
 	if err != nil {
 		return 0, "", err

@@ -4,7 +4,9 @@ package testbed
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
@@ -73,7 +75,17 @@ func (h *Host) bypass() placement {
 
 // Do runs fn on a thread in the host's network namespace. Goroutines that fn
 // starts run outside of it, and the thread is in the caller's cgroup.
-func (h *Host) Do(fn func() error) error { return enterNetNS(h.NetNS, fn) }
+func (h *Host) Do(fn func() error) error { return InNetNS(h.NetNS, fn) }
+
+// DialContext opens a connection from the host's network namespace. The address
+// must be numeric: only then does net open the socket on the calling thread.
+func (h *Host) DialContext(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = h.Do(func() error {
+		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
 
 // Run runs a program on the host to its end and returns its standard output.
 func (h *Host) Run(args ...string) ([]byte, error) { return h.place().run(args) }

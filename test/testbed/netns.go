@@ -67,9 +67,10 @@ func createNetNS(path string) error {
 		})
 }
 
-// enterNetNS runs fn on a thread inside the namespace at path. Goroutines
-// that fn starts run outside of it.
-func enterNetNS(path string, fn func() error) error {
+// InNetNS runs fn on a thread inside the network namespace at path. What fn
+// starts or opens belongs to that namespace and stays there; goroutines that fn
+// starts run outside of it.
+func InNetNS(path string, fn func() error) error {
 	return inNewThreadNS(
 		func() error {
 			ns, err := os.Open(path)

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// Process is a program that runs on a host of the cluster. Its output goes
-// to a file.
+// Process is a program that runs, for instance on a host of the cluster. Its
+// output goes to a file, and more than one can wait for its end.
 type Process struct {
 	// Name of the process, unique in the cluster while it runs.
 	Name string
@@ -50,11 +50,17 @@ func (p placement) start(cmd *exec.Cmd) error {
 		// the sockets from socket-level BPF programs.
 		cmd.Env = append(os.Environ(), "GODEBUG=multipathtcp=0")
 	}
-	return enterNetNS(p.netns, cmd.Start)
+	return InNetNS(p.netns, cmd.Start)
 }
 
 // spawn starts a program with its output appended to logDir/name.log.
 func (p placement) spawn(logDir, name string, args []string) (*Process, error) {
+	return Spawn(logDir, name, args, p.start)
+}
+
+// Spawn starts a program by calling start, with its output appended to
+// logDir/name.log.
+func Spawn(logDir, name string, args []string, start func(*exec.Cmd) error) (*Process, error) {
 	process := &Process{
 		Name: name, Args: args, LogPath: filepath.Join(logDir, name+".log"),
 		done: make(chan struct{}),
@@ -66,7 +72,7 @@ func (p placement) spawn(logDir, name string, args []string) (*Process, error) {
 	defer log.Close()
 	process.cmd = exec.Command(args[0], args[1:]...)
 	process.cmd.Stdout, process.cmd.Stderr = log, log
-	if err := p.start(process.cmd); err != nil {
+	if err := start(process.cmd); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	go func() {
@@ -149,8 +155,11 @@ func (p *Process) Kill() error {
 }
 
 // LogTail returns the last lines of the process's log.
-func (p *Process) LogTail(lines int) string {
-	data, err := os.ReadFile(p.LogPath)
+func (p *Process) LogTail(lines int) string { return Tail(p.LogPath, lines) }
+
+// Tail returns the last lines of a file, for error messages.
+func Tail(path string, lines int) string {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/millrace-project/millrace/test/cluster"
 	"github.com/millrace-project/millrace/test/cluster/node"
+	"github.com/millrace-project/millrace/test/testbed"
 )
 
 func main() {
@@ -148,7 +149,11 @@ func relay(listen, netns, target string) error {
 		}
 		go func() {
 			defer down.Close()
-			up, err := dial(netns, target)
+			var up net.Conn
+			err := testbed.InNetNS(netns, func() (err error) {
+				up, err = net.Dial("tcp", target)
+				return err
+			})
 			if err != nil {
 				fmt.Fprintln(os.Stderr, "relay:", err)
 				return
@@ -161,18 +166,4 @@ func relay(listen, netns, target string) error {
 			io.Copy(down, up)
 		}()
 	}
-}
-
-// dial opens a connection inside a network namespace, on a thread that ends
-// with it.
-func dial(netns, target string) (conn net.Conn, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err = node.Join("", netns); err == nil {
-			conn, err = net.Dial("tcp", target)
-		}
-	}()
-	<-done
-	return conn, err
 }

@@ -246,7 +246,7 @@ func (c *ControlPlane) Dir() string { return c.dir }
 func (c *ControlPlane) PIDs() map[string]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return map[string]int{"etcd": c.etcd.cmd.Process.Pid, "kube-apiserver": c.apiserver.cmd.Process.Pid}
+	return map[string]int{"etcd": c.etcd.PID(), "kube-apiserver": c.apiserver.PID()}
 }
 
 func (c *ControlPlane) endpoint() string {

@@ -82,7 +82,7 @@ func TestControlPlane(t *testing.T) {
 	if err := c.Stop(); err != nil {
 		t.Error(err)
 	}
-	if !c.apiserver.exited() || !c.etcd.exited() {
+	if c.apiserver.Running() == nil || c.etcd.Running() == nil {
 		t.Error("a process outlived Stop")
 	}
 	if _, err := os.Stat(c.Dir()); !os.IsNotExist(err) {

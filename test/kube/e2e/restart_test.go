@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
@@ -194,16 +193,7 @@ func (c calculator) sum(ctx context.Context, f *fixture, name string, wanted fun
 // http asks the calculator's server for metrics and probes, and fails unless
 // the answer is a good one.
 func (c calculator) http(ctx context.Context, f *fixture, path string) (string, error) {
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-			err = f.Control.Do(func() error {
-				conn, err = new(net.Dialer).DialContext(ctx, network, address)
-				return err
-			})
-			return conn, err
-		},
-	}}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: f.Control.DialContext}}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d%s", c.metricsPort, path), nil)
 	if err != nil {
 		return "", err

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -113,15 +112,8 @@ func (w *world) told(ctx context.Context, text string) error {
 
 // metric looks for a line among the agent's metrics.
 func (w *world) metric(line string) error {
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true,
-		DialContext: func(context.Context, string, string) (conn net.Conn, err error) {
-			err = w.node.Do(func() error {
-				conn, err = net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", testbed.MetricsPort))
-				return err
-			})
-			return conn, err
-		}}}
-	answer, err := client.Get("http://agent/metrics")
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: w.node.DialContext}}
+	answer, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", testbed.MetricsPort))
 	if err != nil {
 		return err
 	}

@@ -99,12 +99,8 @@ func (a *bareAgent) try(ctx context.Context, f *fixture, c *calculator, hello *d
 	a.conn, err = grpc.NewClient("passthrough:///"+fmt.Sprintf("127.0.0.1:%d", c.port()), grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(bareCodec{encoding.GetCodecV2("proto")})),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Minute}), // a thousand handshakes on few cores
-		grpc.WithContextDialer(func(ctx context.Context, address string) (conn net.Conn, err error) {
-			err = f.Control.Do(func() error {
-				conn, err = new(net.Dialer).DialContext(ctx, "tcp", address)
-				return err
-			})
-			return conn, err
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return f.Control.DialContext(ctx, "tcp", address)
 		}))
 	if err != nil {
 		return err

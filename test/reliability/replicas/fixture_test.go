@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -250,16 +249,7 @@ func (c *calculator) waitSynced(ctx context.Context, t *testing.T) {
 
 // get asks by HTTP on a host, without looking at certificates.
 func get(ctx context.Context, host *testbed.Host, url string) (body string, code int, err error) {
-	transport := &http.Transport{
-		DisableKeepAlives: true, TLSClientConfig: noVerification(),
-		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-			err = host.Do(func() error {
-				conn, err = new(net.Dialer).DialContext(ctx, network, address)
-				return err
-			})
-			return conn, err
-		},
-	}
+	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: noVerification(), DialContext: host.DialContext}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", 0, err

@@ -8,7 +8,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -86,13 +85,7 @@ func inSync(t *testing.T, agent *testbed.Agent) time.Time {
 // metrics are the agent's, by name and labels.
 func metrics(t *testing.T, agent *testbed.Agent) map[string]float64 {
 	t.Helper()
-	client := http.Client{Transport: &http.Transport{DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
-		err = agent.Node.Do(func() (err error) {
-			conn, err = net.Dial(network, address)
-			return err
-		})
-		return conn, err
-	}}}
+	client := http.Client{Transport: &http.Transport{DialContext: agent.Node.DialContext}}
 	defer client.CloseIdleConnections()
 	answer, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", testbed.MetricsPort))
 	if err != nil {
