@@ -78,6 +78,11 @@ func (a *Authority) Issue(subject pkix.Name, usages []x509.ExtKeyUsage, ips ...n
 	return Pair{Cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), Key: keyPEM}, nil
 }
 
+// IssueClient signs a certificate of a client of an API server.
+func (a *Authority) IssueClient(user string, groups ...string) (Pair, error) {
+	return a.Issue(pkix.Name{CommonName: user, Organization: groups}, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth})
+}
+
 // EncodeKey is a key, PEM encoded.
 func EncodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
 	der, err := x509.MarshalECPrivateKey(key)

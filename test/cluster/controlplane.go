@@ -4,22 +4,12 @@ package cluster
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/millrace-project/millrace/test/certs"
 	"github.com/millrace-project/millrace/test/kube/controlplane"
@@ -50,7 +40,11 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	netns := c.netns(controlPlanePart)
-	if err := c.startProcess(relayName, "", c.relayArgs()...); err != nil {
+	helper, err := c.helper()
+	if err != nil {
+		return err
+	}
+	if err := c.startProcess(relayName, "", helper, RelayCommand, c.outside(), netns, c.inside()); err != nil {
 		return err
 	}
 	if err := c.StartAPIServer(ctx); err != nil {
@@ -83,15 +77,6 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	return nil
 }
 
-func (c *Cluster) relayArgs() []string {
-	helper, err := c.helper()
-	if err != nil {
-		helper = "/proc/self/exe"
-	}
-	target := netip.AddrPortFrom(c.ControlPlaneAddress(), apiServerPort)
-	return []string{helper, RelayCommand, fmt.Sprintf("127.0.0.1:%d", c.port), c.netns(controlPlanePart), target.String()}
-}
-
 func (c *Cluster) startEtcd(ctx context.Context) error {
 	program, err := controlplane.Binary("etcd")
 	if err != nil {
@@ -110,45 +95,33 @@ func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var cidrs []string
-	for _, cidr := range c.opts.Family.of(serviceCIDRs) {
-		cidrs = append(cidrs, cidr.String())
-	}
 	bind := "0.0.0.0"
 	if c.opts.Family != IPv4 {
 		bind = "::"
 	}
-	err = c.startProcess(apiServerName, c.netns(controlPlanePart), program,
+	args := append(controlplane.APIServerArgs(c.path("pki"), c.opts.Family.of(serviceCIDRs)),
 		"--etcd-servers=http://127.0.0.1:2379",
 		"--bind-address="+bind,
 		"--advertise-address="+c.ControlPlaneAddress().String(),
 		fmt.Sprintf("--secure-port=%d", apiServerPort),
-		"--tls-cert-file="+c.path("pki", "server.crt"), "--tls-private-key-file="+c.path("pki", "server.key"),
-		"--client-ca-file="+c.path("pki", "ca.crt"),
 		"--kubelet-client-certificate="+c.path("pki", "kubelet-client.crt"), "--kubelet-client-key="+c.path("pki", "kubelet-client.key"),
 		"--kubelet-preferred-address-types=InternalIP",
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-		"--service-account-key-file="+c.path("pki", "sa.key"), "--service-account-signing-key-file="+c.path("pki", "sa.key"),
-		"--service-cluster-ip-range="+strings.Join(cidrs, ","),
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
-		"--allow-privileged=true", "--profiling=false", "--shutdown-delay-duration=0s",
 	)
-	if err != nil {
+	if err := c.startProcess(apiServerName, c.netns(controlPlanePart), append([]string{program}, args...)...); err != nil {
 		return err
 	}
 	client, err := c.Clientset()
 	if err != nil {
 		return err
 	}
-	err = wait(ctx, "the API server", func() error {
+	return wait(ctx, "the API server", func() error {
 		if c.pid(apiServerName) == 0 {
 			return fmt.Errorf("it ended; its last lines:\n%s", testbed.Tail(c.logFile(apiServerName), 20))
 		}
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+		return controlplane.Ready(ctx, client)
 	})
-	return err
 }
 
 // StopAPIServer ends the API server and waits until it is gone; etcd and what
@@ -174,93 +147,60 @@ func (c *Cluster) Clientset() (kubernetes.Interface, error) {
 // writeCredentials makes certificates, keys and kubeconfigs, and chooses the
 // port that the API server is reached at from the machine.
 func (c *Cluster) writeCredentials() error {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return fmt.Errorf("finding a free port: %w", err)
-	}
-	c.port = uint16(listener.Addr().(*net.TCPAddr).Port)
-	if err := listener.Close(); err != nil {
+	var err error
+	if c.port, err = controlplane.FreePort(""); err != nil {
 		return err
 	}
-	ca, err := certs.NewAuthority("millrace-cluster-" + c.opts.Name)
-	if err != nil {
-		return err
+	var addresses []netip.Addr
+	for _, a := range c.hostAddresses(2) {
+		addresses = append(addresses, a.Addr())
 	}
 	pki := c.path("pki")
-	if err := os.WriteFile(filepath.Join(pki, "ca.crt"), ca.PEM(), 0o644); err != nil {
-		return fmt.Errorf("writing the CA certificate: %w", err)
-	}
-	ips := []net.IP{net.IPv4(127, 0, 0, 1)}
-	for _, a := range c.hostAddresses(2) {
-		ips = append(ips, a.Addr().AsSlice())
-	}
-	for _, cidr := range c.opts.Family.of(serviceCIDRs) {
-		ips = append(ips, cidr.Addr().Next().AsSlice()) // of the Service kubernetes
-	}
-	server, err := ca.Issue(pkix.Name{CommonName: "kube-apiserver"}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, ips...)
+	ca, err := controlplane.WritePKI(pki, "millrace-cluster-"+c.opts.Name, c.opts.Family.of(serviceCIDRs), addresses...)
 	if err != nil {
 		return err
 	}
-	if err := server.Write(pki, "server"); err != nil {
-		return err
-	}
-	client := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	kubelet, err := ca.Issue(pkix.Name{CommonName: "kube-apiserver-kubelet-client", Organization: []string{"system:masters"}}, client)
+	kubelet, err := ca.IssueClient("kube-apiserver-kubelet-client", "system:masters")
 	if err != nil {
 		return err
 	}
 	if err := kubelet.Write(pki, "kubelet-client"); err != nil {
 		return err
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return fmt.Errorf("generating the service account key: %w", err)
-	}
-	keyPEM, err := certs.EncodeKey(key)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(pki, "sa.key"), keyPEM, 0o600); err != nil {
-		return fmt.Errorf("writing the service account key: %w", err)
-	}
 	return c.writeKubeconfigs(ca)
 }
 
+// inside is where nodes, pods and the control plane reach the API server, outside
+// where the machine does.
+func (c *Cluster) inside() string {
+	return netip.AddrPortFrom(c.ControlPlaneAddress(), apiServerPort).String()
+}
+func (c *Cluster) outside() string { return fmt.Sprintf("127.0.0.1:%d", c.port) }
+
 // writeKubeconfigs gives every client of the API server its own.
 func (c *Cluster) writeKubeconfigs(ca *certs.Authority) error {
-	inside := netip.AddrPortFrom(c.ControlPlaneAddress(), apiServerPort).String()
-	type client struct{ path, server, user, group string }
+	type client struct {
+		path, server, user string
+		groups             []string
+	}
 	clients := []client{
-		{c.Kubeconfig(), fmt.Sprintf("127.0.0.1:%d", c.port), "admin", "system:masters"},
-		{c.path("pki", "kube-controller-manager.kubeconfig"), inside, "system:kube-controller-manager", ""},
-		{c.path("pki", "kube-scheduler.kubeconfig"), inside, "system:kube-scheduler", ""},
+		{c.Kubeconfig(), c.outside(), "admin", []string{"system:masters"}},
+		{c.path("pki", "kube-controller-manager.kubeconfig"), c.inside(), "system:kube-controller-manager", nil},
+		{c.path("pki", "kube-scheduler.kubeconfig"), c.inside(), "system:kube-scheduler", nil},
 	}
 	for _, n := range c.nodes {
-		clients = append(clients, client{n.file("etc/kubernetes/kubelet.kubeconfig"), inside, "system:node:" + n.Name, "system:nodes"})
+		clients = append(clients, client{n.file("etc/kubernetes/kubelet.kubeconfig"), c.inside(), "system:node:" + n.Name, []string{"system:nodes"}})
 		if c.opts.Proxy != Millrace {
-			clients = append(clients, client{n.file("etc/kubernetes/kube-proxy.kubeconfig"), inside, "system:kube-proxy", ""})
+			clients = append(clients, client{n.file("etc/kubernetes/kube-proxy.kubeconfig"), c.inside(), "system:kube-proxy", nil})
 		}
 	}
 	for _, cl := range clients {
-		subject := pkix.Name{CommonName: cl.user}
-		if cl.group != "" {
-			subject.Organization = []string{cl.group}
-		}
-		pair, err := ca.Issue(subject, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth})
+		pair, err := ca.IssueClient(cl.user, cl.groups...)
 		if err != nil {
 			return err
 		}
-		config := clientcmdapi.Config{
-			Clusters:       map[string]*clientcmdapi.Cluster{c.opts.Name: {Server: "https://" + cl.server, CertificateAuthorityData: ca.PEM()}},
-			AuthInfos:      map[string]*clientcmdapi.AuthInfo{cl.user: {ClientCertificateData: pair.Cert, ClientKeyData: pair.Key}},
-			Contexts:       map[string]*clientcmdapi.Context{c.opts.Name: {Cluster: c.opts.Name, AuthInfo: cl.user}},
-			CurrentContext: c.opts.Name,
-		}
-		if err := os.MkdirAll(filepath.Dir(cl.path), 0o755); err != nil {
-			return fmt.Errorf("writing the kubeconfig of %s: %w", cl.user, err)
-		}
-		if err := clientcmd.WriteToFile(config, cl.path); err != nil {
-			return fmt.Errorf("writing the kubeconfig of %s: %w", cl.user, err)
+		if err := controlplane.WriteKubeconfig(cl.path, c.opts.Name, cl.server, ca, cl.user, controlplane.ByCertificate(pair)); err != nil {
+			return err
 		}
 	}
 	return nil

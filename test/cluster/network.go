@@ -81,7 +81,7 @@ func (c *Cluster) ControlPlaneAddress() netip.Addr { return c.hostAddresses(2)[0
 
 // APIServer is the API server's URL for the nodes and for clients outside.
 func (c *Cluster) APIServer() string {
-	return "https://" + netip.AddrPortFrom(c.ControlPlaneAddress(), apiServerPort).String()
+	return "https://" + c.inside()
 }
 
 // podCIDR of a node: 10.244.N.0/24, fd00:244:0:N::/64.

@@ -5,8 +5,6 @@ package controlplane
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
 	"io"
 	"os"
@@ -20,10 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
-
-	"github.com/millrace-project/millrace/test/certs"
 )
 
 // Clientset returns a client with every right.
@@ -47,14 +42,10 @@ func (c *ControlPlane) Clientset() (kubernetes.Interface, error) {
 	return c.admin, nil
 }
 
-func (c *ControlPlane) clientCertificate(user string, groups []string) (certs.Pair, error) {
-	return c.ca.Issue(pkix.Name{CommonName: user, Organization: groups}, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth})
-}
-
 // UserConfig returns the configuration of a client that presents a certificate
 // of the user. Its connections are opened in the control plane's namespace.
 func (c *ControlPlane) UserConfig(user string, groups ...string) (*rest.Config, error) {
-	p, err := c.clientCertificate(user, groups)
+	p, err := c.ca.IssueClient(user, groups...)
 	if err != nil {
 		return nil, err
 	}
@@ -69,13 +60,11 @@ func (c *ControlPlane) UserConfig(user string, groups ...string) (*rest.Config, 
 // returns its path. Server is the address ("127.0.0.1:6443") where the reader
 // of the file reaches the API server, the API server's own if empty.
 func (c *ControlPlane) Kubeconfig(server, user string, groups ...string) (string, error) {
-	p, err := c.clientCertificate(user, groups)
+	p, err := c.ca.IssueClient(user, groups...)
 	if err != nil {
 		return "", err
 	}
-	return c.writeKubeconfig(server, user, &clientcmdapi.AuthInfo{
-		ClientCertificateData: p.Cert, ClientKeyData: p.Key,
-	})
+	return c.writeKubeconfig(server, user, ByCertificate(p))
 }
 
 // TokenKubeconfig is like Kubeconfig for a service account, by a token that
@@ -124,20 +113,9 @@ func (c *ControlPlane) writeKubeconfig(server, user string, auth *clientcmdapi.A
 	if server == "" {
 		server = c.endpoint()
 	}
-	cfg := clientcmdapi.Config{
-		Clusters: map[string]*clientcmdapi.Cluster{
-			"test": {Server: "https://" + server, CertificateAuthorityData: c.ca.PEM()},
-		},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{user: auth},
-		Contexts:       map[string]*clientcmdapi.Context{"test": {Cluster: "test", AuthInfo: user}},
-		CurrentContext: "test",
-	}
 	name := strings.NewReplacer(":", "-", "/", "-").Replace(user + "@" + server)
 	path := filepath.Join(c.dir, name+".kubeconfig")
-	if err := clientcmd.WriteToFile(cfg, path); err != nil {
-		return "", fmt.Errorf("writing a kubeconfig: %w", err)
-	}
-	return path, nil
+	return path, WriteKubeconfig(path, "test", server, c.ca, user, auth)
 }
 
 // Kubectl runs kubectl with every right and returns what it printed. The error

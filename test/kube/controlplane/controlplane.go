@@ -7,14 +7,8 @@ package controlplane
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -99,57 +93,26 @@ func (c *ControlPlane) prepare() error {
 		}
 		c.dir, c.temporary = dir, true
 	}
-	if err := os.MkdirAll(filepath.Join(c.dir, "pki"), 0o700); err != nil {
+	if err := os.MkdirAll(c.pki(), 0o700); err != nil {
 		return fmt.Errorf("making a directory: %w", err)
 	}
 	var err error
 	if c.opts.Port == 0 {
-		if c.opts.Port, err = freePort(c.opts.NetNS); err != nil {
+		if c.opts.Port, err = FreePort(c.opts.NetNS); err != nil {
 			return err
 		}
 	}
-	if c.etcdPort, err = freePort(c.opts.NetNS); err != nil {
+	if c.etcdPort, err = FreePort(c.opts.NetNS); err != nil {
 		return err
 	}
-	if c.peerPort, err = freePort(c.opts.NetNS); err != nil {
+	if c.peerPort, err = FreePort(c.opts.NetNS); err != nil {
 		return err
 	}
-	return c.writePKI()
+	c.ca, err = WritePKI(c.pki(), "millrace-test-ca", c.opts.ServiceCIDRs, c.opts.Address)
+	return err
 }
 
-func (c *ControlPlane) writePKI() error {
-	var err error
-	if c.ca, err = certs.NewAuthority("millrace-test-ca"); err != nil {
-		return err
-	}
-	pki := filepath.Join(c.dir, "pki")
-	if err := os.WriteFile(filepath.Join(pki, "ca.crt"), c.ca.PEM(), 0o600); err != nil {
-		return fmt.Errorf("writing the CA certificate: %w", err)
-	}
-	ips := []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback, c.opts.Address.AsSlice()}
-	for _, cidr := range c.opts.ServiceCIDRs {
-		ips = append(ips, cidr.Masked().Addr().Next().AsSlice()) // of the service "kubernetes"
-	}
-	server, err := c.ca.Issue(pkix.Name{CommonName: "kube-apiserver"}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, ips...)
-	if err != nil {
-		return err
-	}
-	if err := server.Write(pki, "server"); err != nil {
-		return err
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return fmt.Errorf("generating the service account key: %w", err)
-	}
-	keyPEM, err := certs.EncodeKey(key)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(pki, "sa.key"), keyPEM, 0o600); err != nil {
-		return fmt.Errorf("writing the service account key: %w", err)
-	}
-	return nil
-}
+func (c *ControlPlane) pki() string { return filepath.Join(c.dir, "pki") }
 
 // StartAPIServer starts the API server and returns when it is ready. Only
 // after StopAPIServer is there a reason to call it.
@@ -158,24 +121,12 @@ func (c *ControlPlane) StartAPIServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pki := filepath.Join(c.dir, "pki")
-	cidrs := make([]string, len(c.opts.ServiceCIDRs))
-	for i, cidr := range c.opts.ServiceCIDRs {
-		cidrs[i] = cidr.String()
-	}
-	args := []string{
+	args := append(APIServerArgs(c.pki(), c.opts.ServiceCIDRs),
 		fmt.Sprintf("--etcd-servers=http://127.0.0.1:%d", c.etcdPort),
-		"--bind-address=" + c.opts.Address.String(),
-		"--secure-port=" + strconv.Itoa(int(c.opts.Port)),
-		"--tls-cert-file=" + filepath.Join(pki, "server.crt"),
-		"--tls-private-key-file=" + filepath.Join(pki, "server.key"),
-		"--client-ca-file=" + filepath.Join(pki, "ca.crt"),
+		"--bind-address="+c.opts.Address.String(),
+		"--secure-port="+strconv.Itoa(int(c.opts.Port)),
 		"--service-account-issuer=https://kubernetes.default.svc",
-		"--service-account-key-file=" + filepath.Join(pki, "sa.key"),
-		"--service-account-signing-key-file=" + filepath.Join(pki, "sa.key"),
-		"--service-cluster-ip-range=" + strings.Join(cidrs, ","),
 		"--authorization-mode=RBAC",
-		"--allow-privileged=true",
 		// Nobody makes the default service accounts of namespaces here, and
 		// nobody removes the taint of nodes that are not ready.
 		"--disable-admission-plugins=ServiceAccount,TaintNodesByCondition,DefaultTolerationSeconds,DefaultStorageClass",
@@ -184,8 +135,8 @@ func (c *ControlPlane) StartAPIServer(ctx context.Context) error {
 		// Flow control would measure the API server instead of what is tested.
 		"--enable-priority-and-fairness=false",
 		"--max-requests-inflight=0", "--max-mutating-requests-inflight=0",
-		"--shutdown-delay-duration=0s", "--event-ttl=10m", "--profiling=false",
-	}
+		"--event-ttl=10m",
+	)
 	if c.opts.Address.IsLoopback() {
 		// Nothing but a plain address is accepted for it, though nobody is
 		// told it when the endpoint reconciler is off.
@@ -205,11 +156,7 @@ func (c *ControlPlane) StartAPIServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.waitReady(ctx, func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		return admin.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
-	})
+	return p.waitReady(ctx, func(ctx context.Context) error { return Ready(ctx, admin) })
 }
 
 // StopAPIServer ends the API server and waits until it is gone; etcd and what
@@ -251,17 +198,4 @@ func (c *ControlPlane) PIDs() map[string]int {
 
 func (c *ControlPlane) endpoint() string {
 	return netip.AddrPortFrom(c.opts.Address, c.opts.Port).String()
-}
-
-// freePort returns a TCP port of loopback that nobody listens on.
-func freePort(netns string) (port uint16, err error) {
-	err = inNetNS(netns, func() error {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return fmt.Errorf("finding a free port: %w", err)
-		}
-		port = uint16(l.Addr().(*net.TCPAddr).Port)
-		return l.Close()
-	})
-	return port, err
 }
