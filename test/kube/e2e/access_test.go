@@ -210,7 +210,7 @@ func (c *callers) testRefusals(ctx context.Context, t *testing.T, remote *grpc.C
 	if err := admin.CoreV1().Pods(calculatorNamespace).Delete(ctx, c.pods[node.Name].Name, metav1.DeleteOptions{GracePeriodSeconds: &none}); err != nil {
 		t.Fatal(err)
 	}
-	c.addPod(ctx, t, node)
+	c.pods[node.Name] = c.addAgentPod(ctx, t, node)
 	expectRefusal(t, "of a pod that is gone", attempt(with(ctx, unused), remote, sync), codes.Unauthenticated, access.ReasonTokenRejected)
 	if err := attempt(with(ctx, c.agentToken(ctx, t, node.Name)), remote, sync); access.ReasonOf(err) != "" {
 		t.Errorf("the pod that took its place: %v", err)
@@ -270,11 +270,7 @@ func (c *callers) testOwnNode(ctx context.Context, t *testing.T, remote *grpc.Cl
 
 // testReaderCommand reads by millracectl from another machine.
 func (c *callers) testReaderCommand(t *testing.T, r *replica, tokens map[string]string) {
-	dir := t.TempDir()
-	ca, file := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "token")
-	if err := os.WriteFile(ca, c.authorities, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	ca, file := writeFile(t, "ca.crt", c.authorities), filepath.Join(t.TempDir(), "token")
 	nodes := func(token string, args ...string) (string, error) {
 		if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
 			t.Fatal(err)

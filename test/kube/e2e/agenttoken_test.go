@@ -28,11 +28,7 @@ type tokenAgent struct {
 // startTokenAgent starts a node's agent, whose token file is not there yet.
 func (c *callers) startTokenAgent(t *testing.T, node *testbed.Node, calculators ...string) *tokenAgent {
 	t.Helper()
-	dir := t.TempDir()
-	ca, file := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "token")
-	if err := os.WriteFile(ca, c.authorities, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	ca, file := writeFile(t, "ca.crt", c.authorities), filepath.Join(t.TempDir(), "token")
 	args := []string{"--insecure=false", "--listen=", "--tls-ca", ca, "--tls-server-name", serverName, "--token-file", file}
 	agent, err := c.StartAgent(node, testbed.AgentOptions{Binaries: binaries, Calculators: calculators, Args: args})
 	if err != nil {
@@ -55,12 +51,7 @@ func (a *tokenAgent) show(t *testing.T, token string) {
 // restart kills the agent and starts it again.
 func (a *tokenAgent) restart(t *testing.T) {
 	t.Helper()
-	if err := a.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := a.Start(); err != nil {
-		t.Fatal(err)
-	}
+	restart(t, a.Agent)
 }
 
 func (a *tokenAgent) waitInSync(ctx context.Context, t *testing.T) {
@@ -74,21 +65,11 @@ func (a *tokenAgent) waitInSync(ctx context.Context, t *testing.T) {
 // in its last error.
 func (a *tokenAgent) awaitTold(ctx context.Context, t *testing.T, words ...string) {
 	t.Helper()
-	var told string
-	if err := testbed.Eventually(ctx, func() error {
-		status, err := a.GetStatus(ctx, &agentv1.GetStatusRequest{})
-		if err != nil {
-			return err
-		}
-		told = status.GetCalculator().GetLastError() + "; " + strings.Join(status.GetProblems(), "; ")
-		for _, word := range words {
-			if !strings.Contains(told, word) {
-				return fmt.Errorf("no word of %q", word)
-			}
-		}
-		return nil
-	}); err != nil {
-		t.Fatalf("agent of %s: %v in what it tells: %s", a.Node.Name, err, told)
+	told := func(s *agentv1.GetStatusResponse) string {
+		return lastError(s) + "; " + strings.Join(s.GetProblems(), "; ")
+	}
+	if err := awaitWords(ctx, a.Agent, told, words...); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -58,7 +58,7 @@ func (f *fixture) newCallers(ctx context.Context, t *testing.T) *callers {
 	}
 	c := &callers{fixture: f, pods: map[string]*corev1.Pod{}}
 	for _, node := range f.Nodes {
-		c.addPod(ctx, t, node)
+		c.pods[node.Name] = c.addAgentPod(ctx, t, node)
 	}
 	for _, name := range []string{readerAccount, otherAccount} {
 		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}
@@ -76,10 +76,10 @@ func (f *fixture) newCallers(ctx context.Context, t *testing.T) *callers {
 	return c
 }
 
-// addPod makes the pod of a node's agent.
-func (c *callers) addPod(ctx context.Context, t *testing.T, node *testbed.Node) {
+// addAgentPod makes the pod of a node's agent.
+func (f *fixture) addAgentPod(ctx context.Context, t *testing.T, node *testbed.Node) *corev1.Pod {
 	t.Helper()
-	admin, err := c.plane.Clientset()
+	admin, err := f.plane.Clientset()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,14 +88,15 @@ func (c *callers) addPod(ctx context.Context, t *testing.T, node *testbed.Node) 
 		Spec: corev1.PodSpec{NodeName: node.Name, ServiceAccountName: agentAccount, HostNetwork: true,
 			Containers: []corev1.Container{{Name: "agent", Image: "millrace-agent"}}},
 	}
-	if c.pods[node.Name], err = admin.CoreV1().Pods(calculatorNamespace).Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+	if pod, err = admin.CoreV1().Pods(calculatorNamespace).Create(ctx, pod, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	return pod
 }
 
-func (c *callers) token(ctx context.Context, t *testing.T, namespace, account, audience string, pod *corev1.Pod) string {
+func (f *fixture) token(ctx context.Context, t *testing.T, namespace, account, audience string, pod *corev1.Pod) string {
 	t.Helper()
-	token, err := c.plane.TokenFor(ctx, namespace, account, audience, pod)
+	token, err := f.plane.TokenFor(ctx, namespace, account, audience, pod)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,12 +118,8 @@ func (c *callers) dialTLS(t *testing.T, host *testbed.Host, address, name string
 	}
 	config := &tls.Config{RootCAs: pool, ServerName: name}
 	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(config)),
-		grpc.WithContextDialer(func(ctx context.Context, address string) (conn net.Conn, err error) {
-			err = host.Do(func() error {
-				conn, err = new(net.Dialer).DialContext(ctx, "tcp", address)
-				return err
-			})
-			return conn, err
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return host.DialContext(ctx, "tcp", address)
 		}))
 	if err != nil {
 		t.Fatal(err)

@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	authenticationv1 "k8s.io/api/authentication/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -65,32 +63,7 @@ func (m *mount) set(t *testing.T, files map[string]string) {
 	}
 }
 
-// agentToken writes the token that a node's agent has as a pod there.
-func (f *fixture) agentToken(ctx context.Context, t *testing.T, node *testbed.Node) string {
-	t.Helper()
-	admin, err := f.plane.Clientset()
-	if err != nil {
-		t.Fatal(err)
-	}
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: "millrace-agent-" + node.Name, Namespace: calculatorNamespace},
-		Spec: corev1.PodSpec{HostNetwork: true, NodeName: node.Name, ServiceAccountName: "millrace-agent",
-			Containers: []corev1.Container{{Name: "agent", Image: "millrace-agent"}}},
-	}
-	f.apply(ctx, t, pod)
-	if pod, err = admin.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	token, err := admin.CoreV1().ServiceAccounts(calculatorNamespace).CreateToken(ctx, "millrace-agent", &authenticationv1.TokenRequest{
-		Spec: authenticationv1.TokenRequestSpec{Audiences: []string{"millrace-calculator"},
-			BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID}},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return writeFile(t, "token", []byte(token.Status.Token))
-}
-
+// writeFile writes a file of that name to a directory of its own.
 func writeFile(t *testing.T, name string, text []byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -144,7 +117,7 @@ func TestDiscovery(t *testing.T) {
 		f.end(ctx, t, first)
 		f.awaitAll(ctx, t, second)
 		// Also one that has to begin with its log.
-		f.restart(t, f.agents[byLog])
+		restart(t, f.agents[byLog])
 		f.awaitAt(ctx, t, f.agents[byLog], second)
 	})
 	third, fourth := f.calculatorAt(t, 2), f.calculatorAt(t, 3)
@@ -171,7 +144,7 @@ func TestDiscovery(t *testing.T) {
 		path := filepath.Join(m.dir, "calculators")
 		f.awaitProblems(ctx, t, f.agents[byMount], path+": line "+fmt.Sprint(len(addresses)+1)+": ", path+": line "+fmt.Sprint(len(addresses)+2)+": ",
 			filepath.Join(m.dir, "ca.crt")+": certificate 2: ")
-		f.restart(t, f.agents[byMount])
+		restart(t, f.agents[byMount])
 		f.awaitAt(ctx, t, f.agents[byMount], second, third, fourth)
 	})
 }
@@ -219,7 +192,8 @@ func (f *discoveryFixture) startAgents(ctx context.Context, t *testing.T, users 
 		t.Fatal(err)
 	}
 	for i, node := range f.Nodes {
-		options := testbed.AgentOptions{Binaries: binaries, Args: []string{"--token-file", f.agentToken(ctx, t, node)}}
+		token := f.token(ctx, t, calculatorNamespace, agentAccount, tokenAudience, f.addAgentPod(ctx, t, node))
+		options := testbed.AgentOptions{Binaries: binaries, Args: []string{"--token-file", writeFile(t, "token", []byte(token))}}
 		switch i {
 		case byMount, byMountToo:
 			f.mounts[i] = f.newMount(t)
@@ -232,7 +206,7 @@ func (f *discoveryFixture) startAgents(ctx context.Context, t *testing.T, users 
 			if err != nil {
 				continue
 			}
-			pair, err := users.Issue(pkix.Name{CommonName: "system:node:" + node.Name}, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth})
+			pair, err := users.IssueClient("system:node:" + node.Name)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -241,9 +215,7 @@ func (f *discoveryFixture) startAgents(ctx context.Context, t *testing.T, users 
 				t.Fatal(err)
 			}
 			options.Binaries = previous
-			for _, r := range calculators {
-				options.Calculators = append(options.Calculators, r.address)
-			}
+			options.Calculators = addressesOf(calculators)
 			options.Args = []string{"--tls-ca", f.bootstrap, "--tls-server-name", serverName,
 				"--tls-cert", filepath.Join(dir, "agent.crt"), "--tls-key", filepath.Join(dir, "agent.key")}
 		}
@@ -255,15 +227,11 @@ func (f *discoveryFixture) startAgents(ctx context.Context, t *testing.T, users 
 	}
 }
 
-func (f *discoveryFixture) restart(t *testing.T, agents ...*testbed.Agent) {
+// restart starts agents again, which are killed if they run.
+func restart(t *testing.T, agents ...*testbed.Agent) {
 	t.Helper()
 	for _, agent := range agents {
-		if agent.Process.Running() == nil {
-			if err := agent.Process.Kill(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := agent.Start(); err != nil {
+		if err := errors.Join(agent.Process.Kill(), agent.Start()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -302,11 +270,7 @@ func (f *discoveryFixture) awaitAll(ctx context.Context, t *testing.T, calculato
 // awaitKnown waits until an agent knows just these calculators from there.
 func (f *discoveryFixture) awaitKnown(ctx context.Context, t *testing.T, agent *testbed.Agent, from agentv1.Origin, calculators ...*replica) {
 	t.Helper()
-	var want []string
-	for _, r := range calculators {
-		want = append(want, r.address)
-	}
-	slices.Sort(want)
+	want := addressesOf(calculators)
 	if err := testbed.Eventually(ctx, func() error {
 		status, err := agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
 		if err != nil {
@@ -331,18 +295,8 @@ func (f *discoveryFixture) awaitKnown(ctx context.Context, t *testing.T, agent *
 // awaitProblems waits until an agent's status has a problem with each of these.
 func (f *discoveryFixture) awaitProblems(ctx context.Context, t *testing.T, agent *testbed.Agent, words ...string) {
 	t.Helper()
-	if err := testbed.Eventually(ctx, func() error {
-		status, err := agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
-		if err != nil {
-			return err
-		}
-		for _, word := range words {
-			if !strings.Contains(strings.Join(status.GetProblems(), "\n"), word) {
-				return fmt.Errorf("no problem has %q: %q", word, status.GetProblems())
-			}
-		}
-		return nil
-	}); err != nil {
+	problems := func(s *agentv1.GetStatusResponse) string { return strings.Join(s.GetProblems(), "\n") }
+	if err := awaitWords(ctx, agent, problems, words...); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -409,7 +363,7 @@ func (f *discoveryFixture) testExchanged(ctx context.Context, t *testing.T, old 
 		r.kill(t)
 	}
 	f.startReady(ctx, t, calculators...)
-	f.restart(t, away...)
+	restart(t, away...)
 	f.awaitAll(ctx, t, calculators...)
 	f.mounts[0].sync(ctx, t)
 	f.mounts[1].sync(ctx, t)
@@ -438,21 +392,8 @@ func (f *discoveryFixture) testForeign(ctx context.Context, t *testing.T, calcul
 	impostor.start(t)
 	_, now := f.announced(ctx, t)
 	for _, agent := range f.agents[:byStatic] {
-		var last string
-		if err := testbed.Eventually(ctx, func() error {
-			status, err := agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
-			if err != nil {
-				return err
-			}
-			last = status.GetCalculator().GetLastError()
-			for _, word := range []string{impostor.address, "somebody else's", "no authority vouches", fingerprint(parseOne(t, now))[:16]} {
-				if !strings.Contains(last, word) {
-					return fmt.Errorf("no %q", word)
-				}
-			}
-			return nil
-		}); err != nil {
-			t.Errorf("agent of %s: %v in its last error: %s", agent.Node.Name, err, last)
+		if err := awaitWords(ctx, agent, lastError, impostor.address, "somebody else's", "no authority vouches", fingerprint(parseOne(t, now))[:16]); err != nil {
+			t.Error(err)
 		}
 	}
 	impostor.kill(t)

@@ -158,27 +158,49 @@ func (r *replica) awaitRefused(ctx context.Context, t *testing.T, before float64
 	}
 }
 
+// awaitWords waits until what is taken from an agent's status has all of these
+// words.
+func awaitWords(ctx context.Context, agent *testbed.Agent, taken func(*agentv1.GetStatusResponse) string, words ...string) error {
+	var text string
+	err := testbed.Eventually(ctx, func() error {
+		status, err := agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
+		if err != nil {
+			return err
+		}
+		text = taken(status)
+		for _, word := range words {
+			if !strings.Contains(text, word) {
+				return fmt.Errorf("no %q", word)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("agent of %s: %w in what it tells: %s", agent.Node.Name, err, text)
+	}
+	return nil
+}
+
+func lastError(s *agentv1.GetStatusResponse) string { return s.GetCalculator().GetLastError() }
+
 // awaitLastError waits until every agent tells of an error with these words.
 func (f *fixture) awaitLastError(ctx context.Context, t *testing.T, words ...string) {
 	t.Helper()
 	for _, agent := range f.agents {
-		var last string
-		if err := testbed.Eventually(ctx, func() error {
-			status, err := agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
-			if err != nil {
-				return err
-			}
-			last = status.GetCalculator().GetLastError()
-			for _, word := range words {
-				if !strings.Contains(last, word) {
-					return fmt.Errorf("no word of %q", word)
-				}
-			}
-			return nil
-		}); err != nil {
-			t.Fatalf("%s: %v in its last error: %s", agent.Node.Name, err, last)
+		if err := awaitWords(ctx, agent, lastError, words...); err != nil {
+			t.Fatal(err)
 		}
 	}
+}
+
+// addressesOf are the addresses of calculators, sorted.
+func addressesOf(calculators []*replica) []string {
+	var all []string
+	for _, r := range calculators {
+		all = append(all, r.address)
+	}
+	slices.Sort(all)
+	return all
 }
 
 // awaitAgents waits until every agent is in sync with the calculator.

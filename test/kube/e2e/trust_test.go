@@ -84,11 +84,7 @@ func (f *fixture) announced(ctx context.Context, t *testing.T) (addresses []stri
 // that many authorities.
 func (f *fixture) awaitAnnounced(ctx context.Context, t *testing.T, authorities int, calculators ...*replica) {
 	t.Helper()
-	var want []string
-	for _, r := range calculators {
-		want = append(want, r.address)
-	}
-	slices.Sort(want)
+	want := addressesOf(calculators)
 	if err := testbed.Eventually(ctx, func() error {
 		addresses, text := f.announced(ctx, t)
 		if got := strings.Count(string(text), "BEGIN CERTIFICATE"); !slices.Equal(addresses, want) || got != authorities {
