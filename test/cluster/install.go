@@ -44,19 +44,33 @@ func (c *Cluster) writeOverlay() error {
 		"REGISTRY", Registry, "TAG", Tag,
 		"REPLICAS", fmt.Sprint(min(2, calculators)),
 		"API_SERVER", c.ControlPlaneAddress().String(),
-		"CGROUP", Cgroup2Mount(),
-	).Replace(overlayText)
+	).Replace(overlayText) + CgroupPatch()
 	return os.WriteFile(filepath.Join(c.overlayDir(), "kustomization.yaml"), []byte(overlay), 0o644)
 }
 
-// Cgroup2Mount is where nodes have the hierarchy of version 2: not at the usual
-// place if there are others of version 1.
-func Cgroup2Mount() string {
+// CgroupPatch is what an overlay needs on nodes of this machine: they have the
+// hierarchy of version 2 not at the usual place if there are others of version 1.
+func CgroupPatch() string {
+	mount := "/sys/fs/cgroup/unified"
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
-		return "/sys/fs/cgroup"
+		mount = "/sys/fs/cgroup"
 	}
-	return "/sys/fs/cgroup/unified"
+	return fmt.Sprintf(cgroupPatch, mount)
 }
+
+const cgroupPatch = `patches:
+  - target: {kind: DaemonSet, name: millrace-agent}
+    patch: |-
+      apiVersion: apps/v1
+      kind: DaemonSet
+      metadata: {name: millrace-agent}
+      spec:
+        template:
+          spec:
+            volumes:
+              - name: cgroup
+                hostPath: {path: %s, type: Directory}
+`
 
 const overlayText = `# SPDX-License-Identifier: Apache-2.0
 apiVersion: kustomize.config.k8s.io/v1beta1
@@ -76,16 +90,4 @@ configMapGenerator:
       - KUBERNETES_SERVICE_PORT=6443
 generatorOptions:
   disableNameSuffixHash: true
-patches:
-  - target: {kind: DaemonSet, name: millrace-agent}
-    patch: |-
-      apiVersion: apps/v1
-      kind: DaemonSet
-      metadata: {name: millrace-agent}
-      spec:
-        template:
-          spec:
-            volumes:
-              - name: cgroup
-                hostPath: {path: CGROUP, type: Directory}
 `

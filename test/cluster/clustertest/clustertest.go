@@ -67,6 +67,16 @@ func Cluster(t testing.TB) *cluster.Cluster {
 	return shared
 }
 
+// Millrace returns the cluster of the package's tests, if Millrace is what it runs.
+func Millrace(t testing.TB) *cluster.Cluster {
+	t.Helper()
+	c := Cluster(t)
+	if proxy := c.Options().Proxy; proxy != cluster.Millrace {
+		t.Skipf("the cluster runs kube-proxy (%s)", proxy)
+	}
+	return c
+}
+
 // Namespace makes a namespace with a name that begins with the prefix, and
 // deletes it when the test ends.
 func Namespace(t testing.TB, c *cluster.Cluster, prefix string) string {

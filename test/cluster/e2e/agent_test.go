@@ -7,26 +7,15 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/millrace-project/millrace/test/cluster"
 	"github.com/millrace-project/millrace/test/cluster/clustertest"
 )
-
-// millrace returns the shared cluster, if Millrace is what it runs.
-func millrace(t *testing.T) *cluster.Cluster {
-	t.Helper()
-	c := clustertest.Cluster(t)
-	if proxy := c.Options().Proxy; proxy != cluster.Millrace {
-		t.Skipf("the cluster runs kube-proxy (%s)", proxy)
-	}
-	return c
-}
 
 // agentMemory is what an agent may take on a node of an idle small cluster.
 const agentMemory = 40 << 20
 
 // TestAgentMemory: agents are small on a cluster with little to do.
 func TestAgentMemory(t *testing.T) {
-	c := millrace(t)
+	c := clustertest.Millrace(t)
 	for _, n := range c.Nodes() {
 		// The container's own first process, not a command in it.
 		out, err := n.Exec(t.Context(), "ps", "-o", "rss=", "-C", "millrace-agent")
@@ -50,7 +39,7 @@ func TestAgentMemory(t *testing.T) {
 
 // TestNoKubeProxy: no node runs kube-proxy, or has rules of its kind.
 func TestNoKubeProxy(t *testing.T) {
-	c := millrace(t)
+	c := clustertest.Millrace(t)
 	for _, n := range c.Nodes() {
 		out, err := n.Exec(t.Context(), "ps", "-e", "-o", "args=")
 		if err != nil {

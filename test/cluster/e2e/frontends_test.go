@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +17,8 @@ import (
 
 	"github.com/millrace-project/millrace/test/cluster"
 	"github.com/millrace-project/millrace/test/cluster/clustertest"
+	"github.com/millrace-project/millrace/test/harness"
+	"github.com/millrace-project/millrace/test/testbed"
 )
 
 // echoManifest is a service of as many servers as there are nodes, one on each,
@@ -78,8 +79,7 @@ func newEcho(t *testing.T, c *cluster.Cluster) *echo {
 	if _, err := c.Kubectl(t.Context(), strings.NewReader(manifest), "-n", e.namespace, "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
+	ctx := harness.Limit(t, 2*time.Minute)
 	for _, set := range []string{"server", "client"} {
 		if _, err := c.Kubectl(ctx, nil, "-n", e.namespace, "rollout", "status", "daemonset/"+set); err != nil {
 			t.Fatal(err)
@@ -120,17 +120,16 @@ func (e *echo) shell(url string) []string {
 // that has just been made is not yet everywhere.
 func (e *echo) everyoneAnswers(t *testing.T, from, url string, client func(ctx context.Context, args ...string) (string, error)) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	var last error
-	for ctx.Err() == nil {
+	ctx := harness.Limit(t, time.Minute)
+	if err := testbed.Eventually(ctx, func() error {
 		out, err := client(ctx, e.shell(url)...)
-		if err == nil && slices.Equal(strings.Fields(out), e.servers) {
-			return
+		if answered := strings.Fields(out); err != nil || !slices.Equal(answered, e.servers) {
+			return errors.Join(err, fmt.Errorf("answers came from %v, want %v", answered, e.servers))
 		}
-		last = errors.Join(err, fmt.Errorf("answers came from %v, want %v", strings.Fields(out), e.servers))
+		return nil
+	}); err != nil {
+		t.Fatalf("%s to %s: %v", from, url, err)
 	}
-	t.Fatalf("%s to %s: %v", from, url, last)
 }
 
 // clusterURLs are where the service is inside the cluster.
@@ -170,15 +169,8 @@ func (e *echo) check(t *testing.T) {
 			e.everyoneAnswers(t, n.Name+" itself", url, n.Exec)
 		}
 	}
-	outside := func(ctx context.Context, args ...string) (string, error) {
-		out, err := e.cluster.OutsideCommand(ctx, args...).Output()
-		if exit := (&exec.ExitError{}); errors.As(err, &exit) {
-			err = fmt.Errorf("%w: %s", err, exit.Stderr)
-		}
-		return string(out), err
-	}
 	for _, url := range e.nodePortURLs() {
-		e.everyoneAnswers(t, "outside", url, outside)
+		e.everyoneAnswers(t, "outside", url, e.cluster.ExecOutside)
 	}
 }
 
@@ -193,21 +185,21 @@ func TestFrontends(t *testing.T) {
 func TestUDP(t *testing.T) {
 	e := newEcho(t, clustertest.Cluster(t))
 	for _, pod := range e.clients {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx := harness.Limit(t, time.Minute)
 		var answered []string
-		var last error
-		for ctx.Err() == nil && len(answered) < len(e.servers) {
-			var out string
-			out, last = e.cluster.Kubectl(ctx, nil, "-n", e.namespace, "exec", pod.Name, "--",
+		if err := testbed.Eventually(ctx, func() error {
+			out, err := e.cluster.Kubectl(ctx, nil, "-n", e.namespace, "exec", pod.Name, "--",
 				"sh", "-c", "echo hostname | nc -u -w 1 "+e.service.Spec.ClusterIP+" 81")
 			if name := strings.TrimSpace(out); name != "" && !slices.Contains(answered, name) {
 				answered = append(answered, name)
+				slices.Sort(answered)
 			}
-		}
-		cancel()
-		slices.Sort(answered)
-		if !slices.Equal(answered, e.servers) {
-			t.Errorf("a pod on %s got answers from %v, want %v (%v)", pod.Spec.NodeName, answered, e.servers, last)
+			if len(answered) < len(e.servers) {
+				return errors.Join(err, fmt.Errorf("answers came from %v", answered))
+			}
+			return nil
+		}); err != nil || !slices.Equal(answered, e.servers) {
+			t.Errorf("a pod on %s got answers from %v, want %v (%v)", pod.Spec.NodeName, answered, e.servers, err)
 		}
 	}
 }

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -11,6 +10,8 @@ import (
 
 	"github.com/millrace-project/millrace/test/cluster"
 	"github.com/millrace-project/millrace/test/cluster/clustertest"
+	"github.com/millrace-project/millrace/test/harness"
+	"github.com/millrace-project/millrace/test/testbed"
 )
 
 // TestServicesStartAgain: a node's services come back when they end, and pods
@@ -18,8 +19,7 @@ import (
 func TestServicesStartAgain(t *testing.T) {
 	c := clustertest.Cluster(t)
 	n := c.Nodes()[len(c.Nodes())-1]
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
+	ctx := harness.Limit(t, 2*time.Minute)
 	for _, service := range []string{"containerd", "kubelet"} {
 		before, err := n.ServicePID(service)
 		if err != nil || before == 0 {
@@ -28,18 +28,17 @@ func TestServicesStartAgain(t *testing.T) {
 		if err := n.Kill(ctx, service); err != nil {
 			t.Fatal(err)
 		}
-		for {
+		if err := testbed.Eventually(ctx, func() error {
 			now, err := n.ServicePID(service)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if now != 0 && now != before {
-				break
+			if now == 0 || now == before {
+				return fmt.Errorf("%s has not come back", service)
 			}
-			if ctx.Err() != nil {
-				t.Fatalf("%s has not come back", service)
-			}
-			time.Sleep(100 * time.Millisecond)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
 		}
 	}
 	namespace := clustertest.Namespace(t, c, "again")

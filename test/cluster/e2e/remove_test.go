@@ -21,6 +21,7 @@ import (
 
 	"github.com/millrace-project/millrace/test/cluster"
 	"github.com/millrace-project/millrace/test/cluster/clustertest"
+	"github.com/millrace-project/millrace/test/harness"
 	"github.com/millrace-project/millrace/test/testbed"
 )
 
@@ -34,8 +35,7 @@ func TestRemove(t *testing.T) {
 		}
 	})
 	killStart(t, name)
-	ctx, cancel := context.WithTimeout(t.Context(), clustertest.StartTimeout)
-	defer cancel()
+	ctx := harness.Limit(t, clustertest.StartTimeout)
 	c, err := cluster.Start(ctx, cluster.Options{Name: name, Nodes: 2, Family: cluster.Dual, CNI: cluster.Bridge, Progress: t.Output()})
 	if err != nil {
 		t.Fatal(err)
@@ -55,18 +55,16 @@ func TestRemove(t *testing.T) {
 	}
 	// Killed processes stay in the table until their parent, or the machine's
 	// first process, has collected them.
-	collected, cancelCollected := context.WithTimeout(ctx, 30*time.Second)
-	defer cancelCollected()
-	left := leftovers(t, name)
-	for len(left) > 0 && collected.Err() == nil {
-		time.Sleep(50 * time.Millisecond)
-		left = leftovers(t, name)
-	}
-	for _, trace := range left {
-		t.Error(trace)
+	if err := testbed.Within(30*time.Second, func() error {
+		if left := leftovers(t, name); len(left) > 0 {
+			return fmt.Errorf("left are:\n%s", strings.Join(left, "\n"))
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 	for _, id := range programs {
-		if err := waitGone(ctx, id); err != nil {
+		if err := testbed.Eventually(ctx, func() error { return freed(id) }); err != nil {
 			t.Error(err)
 		}
 	}
@@ -157,22 +155,18 @@ func pinnedPrograms(t *testing.T, pids []int) []ebpf.ProgramID {
 	return ids
 }
 
-// waitGone waits until the kernel has freed a program, which it does a little
-// after the last reference is gone.
-func waitGone(ctx context.Context, id ebpf.ProgramID) error {
-	for {
-		program, err := ebpf.NewProgramFromID(id)
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("looking for program %d: %w", id, err)
-		}
-		program.Close()
-		if ctx.Err() != nil {
-			return fmt.Errorf("program %d is left", id)
-		}
+// freed is nil if the kernel has freed a program, which it does a little after
+// the last reference is gone.
+func freed(id ebpf.ProgramID) error {
+	program, err := ebpf.NewProgramFromID(id)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
+	if err != nil {
+		return fmt.Errorf("looking for program %d: %w", id, err)
+	}
+	program.Close()
+	return fmt.Errorf("program %d is left", id)
 }
 
 // leftovers finds what bears the cluster's name.

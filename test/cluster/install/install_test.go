@@ -24,30 +24,11 @@ func TestMain(m *testing.M) { clustertest.Main(m) }
 // source is the root of the repository.
 const source = "../../.."
 
-// hostPath is a patch for nodes that have the cgroup v2 hierarchy elsewhere, as the
-// page tells its readers to make one.
-const hostPath = `patches:
-  - target: {kind: DaemonSet, name: millrace-agent}
-    patch: |-
-      apiVersion: apps/v1
-      kind: DaemonSet
-      metadata: {name: millrace-agent}
-      spec:
-        template:
-          spec:
-            volumes:
-              - name: cgroup
-                hostPath: {path: %s, type: Directory}
-`
-
 // TestInstallPage runs every command of docs/install.md in their order: over the
 // installation that there is, which the end of the page removes, and then, up to
 // the check, on a cluster without Millrace.
 func TestInstallPage(t *testing.T) {
-	c := clustertest.Cluster(t)
-	if proxy := c.Options().Proxy; proxy != cluster.Millrace {
-		t.Skipf("the cluster runs kube-proxy (%s)", proxy)
-	}
+	c := clustertest.Millrace(t)
 	blocks, err := docs.Blocks(filepath.Join(source, "docs", "install.md"))
 	if err != nil {
 		t.Fatal(err)
@@ -104,7 +85,7 @@ func newRunner(t *testing.T, c *cluster.Cluster) *docs.Runner {
 	}
 	r := &docs.Runner{Source: source, Dir: t.TempDir(), Log: t.Logf,
 		Env:     []string{"KUBECONFIG=" + c.Kubeconfig(), "PATH=" + filepath.Dir(kubectl) + ":" + os.Getenv("PATH")},
-		Overlay: fmt.Sprintf(hostPath, cluster.Cgroup2Mount()),
+		Overlay: cluster.CgroupPatch(),
 		Settings: map[string]string{
 			"IMAGES": cluster.Registry, "TAG": cluster.Tag, "CALCULATORS": fmt.Sprint(min(2, len(c.Nodes()))),
 			"API_SERVER_HOST": c.ControlPlaneAddress().String(), "API_SERVER_PORT": "6443",
