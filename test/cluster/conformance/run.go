@@ -43,7 +43,7 @@ type Options struct {
 	// Processes is how many run tests at once; default 3. Tests that must not
 	// run beside others come afterwards, one by one.
 	Processes int
-	// Done is told of each result that is known; nobody if nil.
+	// Done is told of each result that is known, one after another; nobody if nil.
 	Done func(Result)
 }
 
@@ -156,18 +156,17 @@ func result(t Test, s *spec) Result {
 	if s == nil {
 		return Result{Test: t, Outcome: Failed, Detail: "not in the report"}
 	}
-	r := Result{Test: t, Took: time.Duration(s.RunTime), Detail: s.Failure.Message}
+	r := Result{Test: t, Took: time.Duration(s.RunTime), Outcome: Failed, Detail: s.Failure.Message}
 	switch s.State {
 	case "passed":
 		r.Outcome = Passed
 	case "skipped", "pending":
-		r.Outcome = Skipped
 		if r.Detail == "" {
 			r.Detail = "not run (" + s.State + ")" // focus did not choose it
-			r.Outcome = Failed
+		} else {
+			r.Outcome = Skipped
 		}
 	default:
-		r.Outcome = Failed
 		r.Detail = fmt.Sprintf("%s: %s (%s:%d)", s.State, r.Detail, filepath.Base(s.Failure.Location.FileName), s.Failure.Location.LineNumber)
 	}
 	return r

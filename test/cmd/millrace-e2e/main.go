@@ -17,7 +17,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -73,10 +72,7 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	began := time.Now()
-	var mu sync.Mutex
 	results, err := conformance.Run(ctx, c, tests, conformance.Options{Dir: *dir, Processes: *processes, Done: func(r conformance.Result) {
-		mu.Lock()
-		defer mu.Unlock()
 		if r.Outcome == conformance.Failed {
 			fmt.Printf("failed   %s\n         %s\n", r.Name, strings.ReplaceAll(r.Detail, "\n", "\n         "))
 		}
