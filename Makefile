@@ -134,13 +134,16 @@ demo: need-root setup-run test-programs ## Show a cluster of three nodes serving
 demo-down: ## Remove what `make demo KEEP=1` left
 	@go run ./test/cmd/millrace-demo --down
 
-.PHONY: cluster cluster-down cluster-programs
+.PHONY: cluster cluster-down cluster-programs e2e
 cluster-programs:
 	@$(GO_BUILD) -o bin/millrace-cluster ./test/cmd/millrace-cluster
 cluster: need-root setup-cluster cluster-binaries cluster-programs ## Start a real Kubernetes cluster with Millrace; PROXY=nftables|iptables FAMILY=ipv4|ipv6|dual CNI=ptp|bridge
 	@bin/millrace-cluster up $(if $(PROXY),--proxy $(PROXY)) $(if $(FAMILY),--family $(FAMILY)) $(if $(CNI),--cni $(CNI)) $(ARGS)
 cluster-down: need-root cluster-programs ## Remove what `make cluster` started
 	@bin/millrace-cluster down $(ARGS)
+e2e: need-root cluster-programs e2e-binaries ## Run Kubernetes' own tests of networking on what `make cluster` started; FOCUS=regular-expression CONFORMANCE=1
+	@$(GO_BUILD) -o bin/millrace-e2e ./test/cmd/millrace-e2e
+	@bin/millrace-e2e $(if $(FOCUS),--focus "$$FOCUS") $(if $(CONFORMANCE),--conformance) $(ARGS)
 
 .PHONY: bench
 bench: setup-run test-programs kube-binaries ## Measure against kube-proxy and the bare network (build/bench.json)
