@@ -83,6 +83,25 @@ func startRuntime(t *testing.T, plugin string, args ...string) *runtime {
 	return r
 }
 
+// serve programs a service on the node; the other one has no agent.
+func (r *runtime) serve(service testbed.Service) {
+	r.Helper()
+	ctx := harness.Limit(r.T, 20*time.Second)
+	if err := errors.Join(r.stack.ApplyService(service), r.agent.WaitServices(ctx, service)); err != nil {
+		r.Fatal(err)
+	}
+}
+
+// holds is nil if the maps hold what they held before.
+func (r *runtime) holds(before []string) error {
+	r.Helper()
+	after := contents(harness.Limit(r.T, 20*time.Second), r.T, r.agent)
+	if !slices.Equal(before, after) {
+		return fmt.Errorf("the maps hold\n%s\nand held before\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+	}
+	return nil
+}
+
 // number returns the n-th address of a prefix.
 func number(prefix netip.Prefix, n int) string {
 	raw := prefix.Addr().AsSlice()

@@ -46,9 +46,7 @@ func TestCNI(t *testing.T) {
 			r := startRuntime(t, plugin)
 			service := newService("shop", 1, r.stack.Nodes[0].Pods[0].Endpoint())
 			ctx := harness.Limit(t, 20*time.Second)
-			if err := errors.Join(r.stack.ApplyService(service), r.agent.WaitServices(ctx, service)); err != nil {
-				t.Fatal(err)
-			}
+			r.serve(service)
 			r.network()
 			before := contents(ctx, t, r.agent)
 
@@ -95,8 +93,8 @@ func TestCNI(t *testing.T) {
 				if flows := append(r.flows(pod.IPv4), r.flows(pod.IPv6)...); len(flows) > 0 {
 					t.Fatalf("after DEL: flows %v", flows)
 				}
-				if after := contents(ctx, t, r.agent); !slices.Equal(before, after) {
-					t.Fatalf("after DEL the maps hold\n%s\nand held before\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+				if err := r.holds(before); err != nil {
+					t.Fatalf("after DEL %v", err)
 				}
 			}
 			if err := r.stack.RemoveSandbox(pod); err != nil {
@@ -111,9 +109,7 @@ func TestCNI(t *testing.T) {
 func TestCNIAlone(t *testing.T) {
 	r := startRuntime(t, "ptp")
 	service := newService("shop", 1, r.stack.Nodes[0].Pods[0].Endpoint())
-	if err := errors.Join(r.stack.ApplyService(service), r.agent.WaitServices(harness.Limit(t, 20*time.Second), service)); err != nil {
-		t.Fatal(err)
-	}
+	r.serve(service)
 	r.killCalculator()
 	before := contents(harness.Limit(t, 20*time.Second), t, r.agent)
 	first := r.sandbox("first")
@@ -135,8 +131,8 @@ func TestCNIAlone(t *testing.T) {
 	if e := r.endpoints()["first"]; e != nil || len(r.flows(first.IPv4)) > 0 {
 		t.Fatalf("after DEL: %v, flows %v", e, r.flows(first.IPv4))
 	}
-	if after := contents(harness.Limit(t, 20*time.Second), t, r.agent); !slices.Equal(before, after) {
-		t.Fatalf("after DEL the maps hold\n%s\nand held before\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+	if err := r.holds(before); err != nil {
+		t.Fatalf("after DEL %v", err)
 	}
 	status, err := r.agent.GetStatus(harness.Limit(t, 20*time.Second), &agentv1.GetStatusRequest{})
 	if err != nil {
@@ -312,8 +308,8 @@ func TestCNIChurn(t *testing.T) {
 		slices.Sort(times)
 		t.Logf("ADD by ptp and host-local, %s millrace-cni: median %v, 99%% %v", name, times[len(times)/2], times[len(times)*99/100])
 	}
-	if after := contents(ctx, t, r.agent); !slices.Equal(before, after) {
-		t.Fatalf("the maps hold\n%s\nand held before\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+	if err := r.holds(before); err != nil {
+		t.Fatal(err)
 	}
 	for name := range r.endpoints() {
 		if strings.HasPrefix(name, "churn") {
@@ -345,9 +341,7 @@ func TestCNIOlderPod(t *testing.T) {
 	r := startRuntime(t, "bridge")
 	service := newService("shop", 1, r.stack.Nodes[0].Pods[0].Endpoint())
 	ctx := harness.Limit(t, 60*time.Second)
-	if err := errors.Join(r.stack.ApplyService(service), r.agent.WaitServices(ctx, service)); err != nil {
-		t.Fatal(err)
-	}
+	r.serve(service)
 	before := contents(ctx, t, r.agent)
 	pod := r.sandbox("older")
 	if err := r.addBefore(pod); err != nil {
@@ -391,8 +385,8 @@ func TestCNIOlderPod(t *testing.T) {
 	if flows := append(r.flows(pod.IPv4), r.flows(pod.IPv6)...); len(flows) > 0 || r.endpoints()["older"] != nil {
 		t.Fatalf("after DEL: flows %v, endpoint %v", flows, r.endpoints()["older"])
 	}
-	if after := contents(ctx, t, r.agent); !slices.Equal(before, after) {
-		t.Fatalf("after DEL the maps hold\n%s\nand held before\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+	if err := r.holds(before); err != nil {
+		t.Fatalf("after DEL %v", err)
 	}
 	if err := r.stack.RemoveSandbox(pod); err != nil {
 		t.Fatal(err)
@@ -488,13 +482,7 @@ func TestCNIKilled(t *testing.T) {
 			t.Errorf("endpoint %s is left", name)
 		}
 	}
-	err := testbed.Eventually(ctx, func() error {
-		if after := contents(ctx, t, r.agent); !slices.Equal(before, after) {
-			return fmt.Errorf("the maps hold\n%s\nand held before\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
-		}
-		return nil
-	})
-	if err != nil {
+	if err := testbed.Eventually(ctx, func() error { return r.holds(before) }); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -48,10 +48,7 @@ func TestUnsuitableNode(t *testing.T) {
 		t.Errorf("services: %v", err)
 	}
 
-	if err := unix.Mount("bpf", pins, "bpf", unix.MS_RDONLY, "mode=0700"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Unmount(pins, unix.MNT_DETACH) }) //nolint:errcheck // of the test
+	mount(t, "bpf", pins, "bpf", unix.MS_RDONLY, "mode=0700")
 	awaitUnsuitable(ctx, t, stack, agent, "is mounted read-only")
 
 	if err := unix.Mount("", pins, "", unix.MS_REMOUNT, ""); err != nil {
@@ -105,10 +102,7 @@ func TestWithoutCgroup2(t *testing.T) {
 		t.Fatal(err)
 	}
 	health(t, agent, http.StatusOK, http.StatusServiceUnavailable, problem)
-	if err := unix.Mount(agent.Node.NodeCgroup, root, "", unix.MS_BIND, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) }) //nolint:errcheck // of the test
+	mount(t, agent.Node.NodeCgroup, root, "", unix.MS_BIND, "")
 	err = testbed.Eventually(ctx, func() error {
 		status, err := agent.GetStatus(ctx, &agentv1.GetStatusRequest{})
 		if err == nil && len(status.GetProblems()) > 0 {
@@ -120,6 +114,19 @@ func TestWithoutCgroup2(t *testing.T) {
 		t.Fatal(err)
 	}
 	health(t, agent, http.StatusOK, http.StatusOK, "")
+}
+
+// mount mounts until the test ends.
+func mount(t *testing.T, source, target, fstype string, flags uintptr, data string) {
+	t.Helper()
+	if err := unix.Mount(source, target, fstype, flags, data); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", target, err)
+		}
+	})
 }
 
 // health asks an agent's probes.
