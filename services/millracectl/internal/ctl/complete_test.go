@@ -3,6 +3,7 @@
 package ctl
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -31,6 +32,21 @@ func TestCompletion(t *testing.T) {
 		code, stdout, stderr := run(t, env, "completion", shell)
 		if code != ExitOK || !strings.Contains(stdout, "millracectl") {
 			t.Errorf("completion %s: exit %d: %s", shell, code, stderr)
+		}
+	}
+}
+
+// TestHelpOfFlags: what stands for a flag's value is one word. Words between
+// backquotes would stand there.
+func TestHelpOfFlags(t *testing.T) {
+	code, stdout, stderr := run(t, nil, "status", "--help")
+	if code != ExitOK || !strings.Contains(stdout, "--token-file") {
+		t.Fatalf("exit %d, printed %q (%s)", code, stdout, stderr)
+	}
+	form := regexp.MustCompile(`^ +(-[a-z], )?--[a-z-]+( [a-zA-Z0-9]+)?  +[^ ]`)
+	for line := range strings.Lines(stdout) {
+		if strings.Contains(line, "--") && strings.HasPrefix(line, "  ") && !strings.Contains(line, "millracectl") && !form.MatchString(line) {
+			t.Errorf("%q is not a flag, its value and what it means", line)
 		}
 	}
 }

@@ -54,7 +54,7 @@ func (c *connectionFlags) register(flags *pflag.FlagSet, getenv func(string) str
 	flags.StringVar(&c.cert, "tls-cert", "", "file of the certificate to show the server")
 	flags.StringVar(&c.key, "tls-key", "", "file of the key of --tls-cert")
 	flags.StringVar(&c.tlsName, "tls-server-name", "", "name to expect in the server's certificate (default the host dialled)")
-	flags.StringVar(&c.tokenFile, "token-file", "", "file of a service account's token to show the server, of `kubectl create token`; needs TLS")
+	flags.StringVar(&c.tokenFile, "token-file", "", "file of a service account's token to show the server, as \"kubectl create token\" prints it; needs TLS")
 	flags.BoolVar(&c.insecure, "insecure", false, "allow a connection without TLS to another machine")
 	flags.DurationVar(&c.timeout, "timeout", 30*time.Second, "give up after this time")
 	c.agentGiven = func() bool { return fromEnv || flags.Changed("agent") }
