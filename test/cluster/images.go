@@ -5,9 +5,12 @@ package cluster
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,26 +19,31 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/millrace-project/millrace/test/certs"
 	"github.com/millrace-project/millrace/test/kube/controlplane"
 )
 
-// Images that a cluster has from the start, under their upstream names.
+// Registry is where all images seem to come from. There is none: nodes have every
+// image from the start.
+const Registry = "images.example.com"
+
+// Tag is the tag of Millrace's images.
+const Tag = "devel"
+
+// Upstream images that nodes have.
 const (
-	pauseImage   = "registry.k8s.io/pause:3.10.1"
-	corednsImage = "registry.k8s.io/coredns/coredns:v1.15.0"
+	pauseImage   = Registry + "/pause:3.10.2"
+	corednsImage = Registry + "/coredns:v1.15.0"
 	// AgnhostImage is the image of Kubernetes' own tests: servers and clients
 	// of every kind, and a shell.
-	AgnhostImage = "registry.k8s.io/e2e-test-images/agnhost:2.66.1"
-	// Registry is where Millrace's images seem to come from, Tag their tag.
-	Registry = "images.example.com"
-	Tag      = "devel"
+	AgnhostImage = Registry + "/agnhost:2.66.1"
 )
 
 // agnhostNames are what upstream's tests call images that agnhost's serves for.
 var agnhostNames = []string{
 	AgnhostImage,
-	"registry.k8s.io/e2e-test-images/glibc-dns-testing:2.1.1",
-	"registry.k8s.io/e2e-test-images/busybox:1.37.0-2",
+	Registry + "/glibc-dns-testing:2.1.1",
+	Registry + "/busybox:1.37.0-2",
 }
 
 // agnhostPackages are the Debian packages of its root filesystem. Shell and
@@ -168,17 +176,43 @@ func (b *builder) prepare(ctx context.Context) error {
 
 // root makes the root filesystem of agnhost's image.
 func (b *builder) root(ctx context.Context) (string, error) {
-	key := sha256.Sum256([]byte(agnhostPackages + agnhostHook))
+	key := sha256.Sum256([]byte(agnhostPackages + agnhostHook + "localhost.crt"))
 	path := filepath.Join(b.cache, "agnhost-root-"+hex.EncodeToString(key[:8])+".tar")
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	err := b.run(ctx, "mmdebstrap", "--quiet", "--variant=extract", "--format=tar", "--include="+agnhostPackages,
-		"--extract-hook="+agnhostHook, "bookworm", path+".new")
+	dir, err := os.MkdirTemp("", "millrace-agnhost-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	if err := writeLocalhost(dir); err != nil {
+		return "", err
+	}
+	err = b.run(ctx, "mmdebstrap", "--quiet", "--variant=extract", "--format=tar", "--include="+agnhostPackages,
+		"--extract-hook="+agnhostHook, "--extract-hook=copy-in "+filepath.Join(dir, "localhost.crt")+" "+filepath.Join(dir, "localhost.key")+" /",
+		"bookworm", path+".new")
 	if err != nil {
 		return "", fmt.Errorf("making the root filesystem of agnhost's image: %w", err)
 	}
 	return path, os.Rename(path+".new", path)
+}
+
+// writeLocalhost makes the certificate that agnhost serves with if a pod brings
+// none. Nobody verifies it, so it may expire in the cache.
+func writeLocalhost(dir string) error {
+	ca, err := certs.NewAuthority("agnhost")
+	if err != nil {
+		return err
+	}
+	pair, err := ca.Issue(pkix.Name{CommonName: "localhost"}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, net.IPv4(127, 0, 0, 1), net.IPv6loopback)
+	if err != nil {
+		return err
+	}
+	if err := pair.Write(dir, "localhost"); err != nil {
+		return err
+	}
+	return os.Chmod(filepath.Join(dir, "localhost.key"), 0o644) // agnhost may run as anybody
 }
 
 // image writes an image of one program unless there is one of the same input.

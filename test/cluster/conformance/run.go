@@ -135,7 +135,13 @@ func runShare(ctx context.Context, c *cluster.Cluster, tests []Test, path string
 		// The suite's own name stands before that of the test.
 		args = append(args, "--ginkgo.focus="+regexp.QuoteMeta(t.Name)+"$")
 	}
+	// Nodes have the tests' images under names of their own.
+	images := path + ".images.yaml"
+	if err := os.WriteFile(images, fmt.Appendf(nil, "promoterE2eRegistry: %[1]s\ngcRegistry: %[1]s\n", cluster.Registry), 0o644); err != nil {
+		return all(err)
+	}
 	cmd := c.OutsideCommand(ctx, args...)
+	cmd.Env = append(os.Environ(), "KUBE_TEST_REPO_LIST="+images)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, filepath.Dir(path)
 	ended := cmd.Run()
 	specs, err := readReport(report)
