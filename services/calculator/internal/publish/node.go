@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/status"
@@ -37,7 +38,7 @@ type nodeState struct {
 	ack          *dataplanev1.Ack
 	latency      time.Duration
 	hasLatency   bool
-	report       *dataplanev1.Report
+	report       *atomic.Pointer[dataplanev1.Report] // the last stream's; nil before the first
 	// violation is how the last stream broke the protocol, if it did.
 	violation string
 	// pending has the batches that were sent and are not yet acknowledged.
@@ -85,6 +86,15 @@ func (n *nodeState) noteAck(ack *dataplanev1.Ack, now time.Time) []time.Duration
 	return durations
 }
 
+// lastReport is what the node's agent said last; nil if nothing. The caller holds
+// mu.
+func (n *nodeState) lastReport() *dataplanev1.Report {
+	if n.report == nil {
+		return nil
+	}
+	return n.report.Load()
+}
+
 // proto describes the node at the newest revision.
 func (n *nodeState) proto(nodeName string, newest uint64) *calculatorv1.NodeState {
 	n.mu.Lock()
@@ -98,7 +108,7 @@ func (n *nodeState) proto(nodeName string, newest uint64) *calculatorv1.NodeStat
 		Ack:           n.ack,
 		DataplaneMode: n.mode,
 		InSync:        n.inSync && n.stream != nil,
-		Report:        n.report,
+		Report:        n.lastReport(),
 	}
 	if !n.connectTime.IsZero() {
 		state.ConnectTime = timestamppb.New(n.connectTime)
@@ -140,7 +150,7 @@ func (s *Service) attach(st *stream, hello *dataplanev1.Hello) (*nodeState, erro
 	node.stream, node.peer, node.agentVersion = st, st.peer, hello.GetAgentVersion()
 	node.mode, node.connectTime = hello.GetDataplaneMode(), time.Now()
 	node.inSync, node.sent, node.delivered = false, 0, 0
-	node.ack, node.report, node.pending, node.violation = nil, nil, nil, ""
+	node.ack, node.report, node.pending, node.violation = nil, &st.report, nil, ""
 	return node, nil
 }
 
@@ -209,7 +219,7 @@ func (s *Service) Reported() map[string][]string {
 	reported := map[string][]string{}
 	for nodeName, node := range s.nodes {
 		node.mu.Lock()
-		if problems := node.report.GetProblems(); node.stream != nil && len(problems) > 0 {
+		if problems := node.lastReport().GetProblems(); node.stream != nil && len(problems) > 0 {
 			reported[nodeName] = problems
 		}
 		node.mu.Unlock()

@@ -39,6 +39,9 @@ type stream struct {
 	// node is the name of the node; set before the stream is attached.
 	node  string
 	state atomic.Pointer[nodeState]
+	// report is what the agent said last of its node. It may say so right after its
+	// hello, before the stream is attached, and does not repeat it.
+	report atomic.Pointer[dataplanev1.Report]
 	// committed is the revision of the last commit sent.
 	committed atomic.Uint64
 	// sending is when the message that is on its way was handed over, in
@@ -99,11 +102,7 @@ func (st *stream) receive() error {
 				return err
 			}
 		case *dataplanev1.SyncRequest_Report:
-			if node := st.state.Load(); node != nil {
-				node.mu.Lock()
-				node.report = message.Report
-				node.mu.Unlock()
-			}
+			st.report.Store(message.Report)
 		default:
 			return st.unknownMessage(request)
 		}
