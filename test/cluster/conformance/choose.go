@@ -16,6 +16,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/millrace-project/millrace/test/cluster"
 	"github.com/millrace-project/millrace/test/kube/controlplane"
 )
 
@@ -28,6 +29,8 @@ type Exclusion struct {
 	Match string `json:"match"`
 	// Reason is why those tests are not run.
 	Reason string `json:"reason"`
+	// Unless is the family of clusters that they are run on after all.
+	Unless cluster.Family `json:"unless"`
 
 	match *regexp.Regexp
 }
@@ -40,6 +43,12 @@ type Test struct {
 	Labels []string
 	// Excluded is why the test is not run; empty if it is.
 	Excluded string
+	unless   cluster.Family
+}
+
+// runsOn tells whether the test is run on clusters of a family.
+func (t *Test) runsOn(family cluster.Family) bool {
+	return t.Excluded == "" || t.unless != "" && t.unless == family
 }
 
 // Conformance tells whether every cluster has to pass the test.
@@ -124,7 +133,7 @@ func exclude(tests []Test, exclusions []Exclusion) error {
 				wrong = append(wrong, fmt.Errorf("excluded.yaml: %q matches the conformance test %q", e.Match, t.Name))
 			}
 			if t.Excluded == "" {
-				t.Excluded = e.Reason
+				t.Excluded, t.unless = e.Reason, e.Unless
 			}
 		}
 		if !found {

@@ -47,7 +47,7 @@ type Options struct {
 	Done func(Result)
 }
 
-// Run runs tests that are not excluded against a cluster. The error tells of
+// Run runs tests that are not excluded there against a cluster. The error tells of
 // what kept them from being run; a test that failed is a result.
 func Run(ctx context.Context, c *cluster.Cluster, tests []Test, opts Options) ([]Result, error) {
 	if opts.Processes == 0 {
@@ -70,7 +70,7 @@ func Run(ctx context.Context, c *cluster.Cluster, tests []Test, opts Options) ([
 	next := 0
 	for _, t := range tests {
 		switch {
-		case t.Excluded != "":
+		case !t.runsOn(c.Options().Family):
 			r := Result{Test: t, Outcome: Skipped, Detail: t.Excluded}
 			results = append(results, r)
 			opts.Done(r)
